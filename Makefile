@@ -1,0 +1,41 @@
+# One command for everything: `make test`. Set-up installs what is missing and is quick when nothing is.
+
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+.PHONY: help setup setup-test run test test-long bench lint format clean
+
+bin := .venv/bin
+
+help: ## list these targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: ## install what running needs (Debian packages, nbdkit, .venv)
+	@setup/install.sh
+
+setup-test: ## the same, and what the tests, the bench and the linters need
+	@setup/install.sh --test
+
+run: setup ## a mirrored volume of two replicas on this machine, its data under demo/; Ctrl-C ends it
+	@exec $(bin)/nbdmirror demo
+
+test: lint ## lint, types and all tests that are not long
+	@$(bin)/python -m pytest
+
+test-long: lint ## the same with the long tests
+	@$(bin)/python -m pytest -m "long or not long"
+
+bench: setup-test ## measure, beside nbdkit's own plugins
+	@$(bin)/python -m bench
+
+lint: setup-test ## style, format and types
+	@$(bin)/ruff check --quiet
+	@$(bin)/ruff format --check --quiet || { echo "Not formatted, see above: 'make format' mends it." >&2; exit 1; }
+	@$(bin)/mypy --strict mirror/core
+
+format: setup-test ## format the code and mend what ruff can
+	@$(bin)/ruff check --fix --quiet || true
+	@$(bin)/ruff format
+
+clean: ## remove .venv and caches of the clone (not demo/, not the nbdkit that other clones use)
+	@rm -rf .venv .hypothesis .mypy_cache .pytest_cache .ruff_cache build dist *.egg-info
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
