@@ -1,0 +1,1 @@
+"""Replication of a block volume between two replicas; knows neither nbdkit nor the command line."""

@@ -1,0 +1,99 @@
+"""Every bound of the mirror in one place, each with the reason for its value."""
+
+KIB = 1024
+MIB = 1024 * KIB
+GIB = 1024 * MIB
+
+# The unit of the dirty map: the page of the host's cache and the block of most filesystems.
+BLOCK_BYTES = 4 * KIB
+# The unit of the activity log: 1 024 blocks; large enough that 1 024 hot extents cover 4 GiB of working set, small
+# enough that reading them back after a crash takes seconds.
+EXTENT_BYTES = 4 * MIB
+BLOCKS_PER_EXTENT = EXTENT_BYTES // BLOCK_BYTES
+
+# An on-disk record: what any disk writes without touching its neighbours; torn ones are found by their checksum.
+RECORD_BYTES = 4 * KIB
+
+# Former generations kept to recognise a peer that is far behind; DRBD keeps two, split-brain analysis gains from more.
+HISTORY_MAX = 16
+
+# A volume's name is part of export names and file names.
+NAME_MAX_CHARACTERS = 63
+
+# The largest request that travels in one message; nbdkit itself accepts at most 64 MiB from a client.
+REQUEST_BYTES_MAX = 64 * MIB
+# Trims and zeroes may span gigabytes: they go in pieces, so that none needs more extents than the log holds
+# (invariant log-never-deadlocks).
+PIECE_BYTES_MAX = 64 * MIB
+
+# Hot extents by default (4 GiB): bounds what is compared after a crash.
+LOG_SLOTS_DEFAULT = 1024
+# Fewer could not hold the largest request twice; more would not be rebuilt from one ring.
+LOG_SLOTS_MIN = 64
+LOG_SLOTS_MAX = 8192
+# Slots that one log record changes: fifteen requests of the largest size (17 extents each) share one durable write.
+LOG_CHANGES_MAX = 256
+# The ring of log records and the slice of unchanged slots in each: the ring less its newest record, which may be torn,
+# still names every slot of the largest log (63 x 160 >= 8192), and 256 KiB are read in a moment at start.
+LOG_RING_RECORDS = 64
+LOG_SLICE = 160
+
+# Extents whose bitmaps (128 bytes each) one record of the dirty map holds, beside its header and checksum.
+EXTENTS_PER_PAGE = 31
+
+# The note of the last resync in the superblock: five short values as JSON.
+LAST_RESYNC_BYTES_MAX = 512
+
+# Zeroes are written in pieces of this size where the file can't make holes: large enough that system calls don't count.
+ZERO_PIECE_BYTES = 1 * MIB
+# Descriptions of the data file for durable writes, one for each that runs: as many as nbdkit has worker threads a
+# connection; what comes beyond them writes, then flushes.
+DURABLE_DESCRIPTORS = 16
+# Metadata is read and written in pieces of this size: 256 records a system call, small in memory.
+METADATA_PIECE_BYTES = 1 * MIB
+# Answers to one question about holes; a badly fragmented file is described piece by piece, never in one endless list.
+EXTENTS_ANSWER_MAX = 4096
+
+# Data streams of one session. As many as nbdkit has worker threads a connection, so none waits for a stream.
+DATA_STREAMS = 16
+# Streams for resync: two chunks on the way while two are compared keep both sides busy.
+SYNC_STREAMS = 4
+# Unanswered writes under protocol A (the bounded send queue of invariant ack-c).
+IN_FLIGHT_COUNT_MAX = 1024
+IN_FLIGHT_BYTES_MAX = 32 * MIB
+
+# A control message is a few hundred bytes of JSON, the list of dirty extents of a large volume the exception.
+CONTROL_BYTES_MAX = 8 * MIB
+
+# Path of a unix socket: sockaddr_un holds 108 bytes with the closing zero.
+UNIX_PATH_BYTES_MAX = 107
+
+# Changes that a sender thread of protocol A sends before it waits for their answers.
+SEND_BATCH_COUNT_MAX = 64
+
+# Read errors of its own disk that a primary answers from the peer before the disk counts as Failed.
+READ_ERRORS_MAX = 16
+
+# A client that attaches while another one holds the volume: a client that is just leaving is drained well within it.
+ATTACH_WAIT_S = 1.0
+# A client that comes before the start has decided the role: longer than the default wait for a peer, shorter than what
+# clients take for a dead server.
+START_WAIT_S = 10.0
+# The largest request that is advertised to clients: what the kernel's and qemu's clients send at most.
+ADVERTISED_REQUEST_BYTES_MAX = 32 * MIB
+
+# Extents that a sync target lists in its handshake; more are summed up as "all", which costs reading, not sending.
+MAP_EXTENTS_SENT_MAX = 16384
+
+# The header of a message between replicas (wire.py asserts it): a message without payload is one short frame.
+HEADER_BYTES = 60
+# The largest ZMTP frame: the largest request and its header. What a stranger announces beyond it is refused unread.
+FRAME_BYTES_MAX = HEADER_BYTES + REQUEST_BYTES_MAX
+# ZMTP commands carry a socket type, an identity (255 bytes at most) or a heartbeat.
+COMMAND_BYTES_MAX = 1 * KIB
+
+# What a resync compares and copies under one range lock: long enough to fill a link, short enough (a few
+# milliseconds) for a foreground write to wait for.
+RESYNC_CHUNK_BYTES = 1 * MIB
+# A resync flushes both replicas after so much, so that an interruption costs no more, and write-back keeps pace.
+RESYNC_STABLE_BYTES = 256 * MIB

@@ -1,0 +1,283 @@
+"""Protocols A and B: changes that are answered before the peer has applied them.
+
+Their range stays locked and their extents stay held in the log until the peer has applied them (invariant same-
+order). A: the change is written locally and copied into a bounded queue, then answered; a full queue makes writers
+wait. Sender threads send it in batches. B: the worker itself sends it and waits until the peer says that it has it in
+memory; a reaper thread takes the later word that it is applied. A FUA write under A and B goes the way of protocol C.
+
+When the session ends, whatever was not applied is dirty, and that is recorded at once: these were answered already.
+"""
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from mirror.core.errors import DeviceError, LinkLost, PeerError, ProtocolError
+from mirror.core.in_flight import InFlight
+from mirror.core.limits import IN_FLIGHT_BYTES_MAX, IN_FLIGHT_COUNT_MAX, SEND_BATCH_COUNT_MAX
+from mirror.core.range_lock import Ticket
+from mirror.core.wire import Flag, MessageType
+from mirror.link import Poller, Stream
+from mirror.replica import extents_of
+from mirror.runtime import Thread
+from mirror.session import Session
+
+if TYPE_CHECKING:
+    from mirror.primary import Primary
+
+# Two, so that one batch is sent while the answers of the other are awaited.
+SENDERS = 2
+
+
+@dataclass(slots=True)
+class Pending:
+    """A change that was answered and is not applied on the peer yet."""
+
+    number: int
+    ticket: Ticket
+    kind: MessageType
+    flags: int
+    offset: int
+    length: int
+    payload: bytes
+
+
+class Deferred:
+    """Everything of a session that is answered but not applied. Its lock is the replica's books."""
+
+    def __init__(self, primary: "Primary", protocol: str) -> None:
+        self.protocol = protocol
+        self._primary = primary
+        self._books = primary.replica.books
+        self._changed = primary.replica.changed
+        self._session: Session | None = None
+        self._next = 0
+        self._pending: dict[int, Pending] = {}
+        self._queue: deque[Pending] = deque()
+        self._window = InFlight(IN_FLIGHT_COUNT_MAX, IN_FLIGHT_BYTES_MAX)
+        self._threads: list[Thread] = []
+        self._poller: Poller | None = None
+        self._by_stream: dict[Stream, Pending] = {}
+
+    def takes(self, flags: int) -> bool:
+        """Whether a change goes this way: under A and B, but not with FUA and not while the own disk is Failed."""
+        return self.protocol != "C" and not flags & Flag.FUA and not self._primary.peer_only
+
+    def change(
+        self,
+        session: Session,
+        ticket: Ticket,
+        kind: MessageType,
+        flags: int,
+        offset: int,
+        length: int,
+        payload: memoryview | bytes,
+        apply: Callable[..., None],
+        arguments: tuple[Any, ...],
+    ) -> bool:
+        """Carry out one change as far as its answer. False when its range stays locked until the peer applied it."""
+        if self.protocol == "A":
+            return self._change_a(session, ticket, kind, flags, offset, length, payload, apply, arguments)
+        return self._change_b(session, ticket, kind, flags, offset, length, payload, apply, arguments)
+
+    def _change_a(
+        self,
+        session: Session,
+        ticket: Ticket,
+        kind: MessageType,
+        flags: int,
+        offset: int,
+        length: int,
+        payload: memoryview | bytes,
+        apply: Callable[..., None],
+        arguments: tuple[Any, ...],
+    ) -> bool:
+        primary = self._primary
+        try:
+            apply(*arguments)
+        except DeviceError:
+            # Nothing was sent: go the way that knows what to do when only one side can.
+            primary.change_both(session, kind, flags, offset, length, payload, apply, arguments)
+            return True
+        copied = bytes(payload)
+        with self._books:
+            while primary.session is session and not self._window.admit(len(copied)):
+                self._changed.wait()
+            if primary.session is session:
+                primary.flushes.needed = True
+                self._queue.append(self._register(ticket, kind, flags, offset, length, copied))
+                self._changed.notify_all()
+                return False
+        primary.settle(session, offset, length, False, None)
+        return True
+
+    def _register(
+        self, ticket: Ticket, kind: MessageType, flags: int, offset: int, length: int, payload: bytes
+    ) -> Pending:
+        pending = Pending(self._next, ticket, kind, flags, offset, length, payload)
+        self._next += 1
+        self._pending[pending.number] = pending
+        ticket.answered = True
+        return pending
+
+    def _send_queue(self, session: Session) -> None:
+        """Body of a sender thread (protocol A)."""
+        while True:
+            with self._books:
+                self._changed.wait_for(lambda: self._queue or self._session is not session)
+                if self._session is not session:
+                    return
+                batch = [self._queue.popleft() for _ in range(min(len(self._queue), SEND_BATCH_COUNT_MAX))]
+            try:
+                stream = session.borrow()
+                for pending in batch:
+                    stream.send(pending.kind, pending.flags, pending.offset, pending.length, pending.payload)
+                for pending in batch:
+                    header, _ = stream.receive()
+                    if header.code:
+                        session.disk_trouble = True
+                        raise PeerError(f"the peer could not carry out a write (errno {header.code})")
+                    self._applied(pending)
+                session.give_back(stream)
+            except PeerError as lost:
+                session.end(lost.message)
+                self._primary.detach(session)
+                return
+
+    def _change_b(
+        self,
+        session: Session,
+        ticket: Ticket,
+        kind: MessageType,
+        flags: int,
+        offset: int,
+        length: int,
+        payload: memoryview | bytes,
+        apply: Callable[..., None],
+        arguments: tuple[Any, ...],
+    ) -> bool:
+        primary = self._primary
+        stream = None
+        error: DeviceError | None = None
+        try:
+            stream = session.borrow()
+            stream.send(kind, flags | Flag.ACK_RECEIVED, offset, length, payload)
+        except LinkLost:
+            stream = None
+        try:
+            apply(*arguments)
+        except DeviceError as caught:
+            error = caught
+        peer_has_it = False
+        if stream is not None:
+            try:
+                header, _ = stream.receive()
+                if error is not None or header.type == MessageType.ANSWER:
+                    # Applied or refused already, or to be settled with our own error: no need to defer.
+                    if header.type == MessageType.RECEIVED:
+                        header, _ = stream.receive()
+                    peer_has_it = header.code == 0
+                    session.give_back(stream)
+                else:
+                    return not self._hand_over(session, stream, ticket, kind, flags, offset, length)
+            except (LinkLost, ProtocolError) as lost:
+                session.end(lost.message)
+        if not peer_has_it:
+            session.disk_trouble = stream is not None
+            session.end("the peer could not carry out a write")
+            primary.detach(session)
+        primary.settle(session, offset, length, peer_has_it, error)
+        return True
+
+    def _hand_over(
+        self, session: Session, stream: Stream, ticket: Ticket, kind: MessageType, flags: int, offset: int, length: int
+    ) -> bool:
+        """The peer has it in memory: let the reaper wait for the rest. False when the session ended meanwhile."""
+        primary = self._primary
+        with self._books:
+            attached = primary.session is session and self._poller is not None
+            if attached:
+                primary.flushes.needed = True
+                self._by_stream[stream] = self._register(ticket, kind, flags, offset, length, b"")
+                self._poller.add(stream)  # type: ignore[union-attr]
+        if not attached:
+            primary.settle(session, offset, length, False, None)
+        return attached
+
+    def _reap(self, session: Session, poller: Poller) -> None:
+        """Body of the reaper thread (protocol B)."""
+        with poller:
+            while ready := poller.wait():
+                for stream in ready:
+                    try:
+                        header, _ = stream.receive()
+                        if header.code:
+                            session.disk_trouble = True
+                            raise PeerError(f"the peer could not carry out a write (errno {header.code})")
+                    except PeerError as lost:
+                        session.end(lost.message)
+                        self._primary.detach(session)
+                        return
+                    with self._books:
+                        poller.remove(stream)
+                        pending = self._by_stream.pop(stream, None)
+                    if pending is not None:
+                        self._applied(pending)
+                    session.give_back(stream)
+
+    def _applied(self, pending: Pending) -> None:
+        with self._books:
+            if self._pending.pop(pending.number, None) is None:
+                return  # the session ended first, and detach has seen to it
+            if self.protocol == "A":
+                self._window.done(len(pending.payload))
+            self._primary.replica.unstable.mark(pending.offset, pending.length)
+        self._primary.unlock(pending.ticket, *extents_of(pending.offset, pending.length))
+        with self._books:
+            self._changed.notify_all()
+
+    def wait_applied(self) -> None:
+        """Wait until the peer has applied every change answered so far, or the session ended."""
+        if self.protocol == "C":
+            return
+        with self._books:
+            limit = self._next
+            self._changed.wait_for(lambda: next(iter(self._pending), limit) >= limit)
+
+    def attach(self, session: Session) -> None:
+        runtime = self._primary.replica.runtime
+        with self._books:
+            self._session = session
+            if self.protocol == "A":
+                self._threads = [runtime.spawn(f"sender-{i}", self._send_queue, session) for i in range(SENDERS)]
+            elif self.protocol == "B":
+                self._poller = Poller()
+                self._threads = [runtime.spawn("reaper", self._reap, session, self._poller)]
+
+    def detach(self, session: Session) -> bool:
+        """Mark whatever is not applied as dirty and let it go. True when there was any."""
+        with self._books:
+            if self._session is not session:
+                return False
+            self._session = None
+            lost = list(self._pending.values())
+            self._pending.clear()
+            self._queue.clear()
+            self._by_stream.clear()
+            self._window = InFlight(IN_FLIGHT_COUNT_MAX, IN_FLIGHT_BYTES_MAX)
+            for pending in lost:
+                self._primary.replica.dirty.mark(pending.offset, pending.length)
+            if self._poller is not None:
+                self._poller.close()
+                self._poller = None
+            self._changed.notify_all()
+        for pending in lost:
+            self._primary.unlock(pending.ticket, *extents_of(pending.offset, pending.length))
+        return bool(lost)
+
+    def join(self) -> None:
+        """Wait for the threads of an ended session."""
+        for thread in self._threads:
+            if not self._primary.replica.runtime.is_current(thread):
+                thread.join()

@@ -1,0 +1,119 @@
+"""Flush rounds of the primary: local disk and peer in parallel, one round shared by all who came before it began.
+
+A round covers the writes that were answered before it began; a flush that arrives later may not join it (invariant
+flush). A flush is elided only when no write was answered since the last round began and that round is over; after a
+start or a promotion nothing is known to be flushed.
+"""
+
+from typing import TYPE_CHECKING
+
+from mirror.core.errors import DeviceError, LinkLost, MirrorError, PeerError, ProtocolError
+from mirror.core.wire import MessageType
+
+if TYPE_CHECKING:
+    from mirror.link import Stream
+    from mirror.primary import Primary
+    from mirror.session import Session
+
+
+class FlushRounds:
+    """`needed`: a write was answered since the last round began. Set before the write's answer."""
+
+    def __init__(self, primary: "Primary") -> None:
+        self.needed = True
+        self._primary = primary
+        self._changed = primary.replica.runtime.condition()
+        self._begun = 0
+        self._finished = 0
+        self._errors: dict[int, MirrorError] = {}
+
+    def flush(self) -> None:
+        """Make everything answered so far stable on every connected replica; nothing to do is free."""
+        if not self.needed:
+            with self._changed:
+                if not self.needed and self._begun == self._finished:
+                    return
+        self.run_round()
+
+    def run_round(self) -> None:
+        """Take part in the next round to begin; lead it when nobody else does. Raises what the round ended with."""
+        with self._changed:
+            mine = self._begun + 1
+            while self._finished < mine:
+                if self._begun == self._finished:
+                    self._begun = mine
+                    break
+                self._changed.wait()
+            else:
+                if mine in self._errors:
+                    raise self._errors[mine]
+                return
+        error: MirrorError | None = None
+        try:
+            self._round()
+        except MirrorError as caught:
+            error = caught
+            self.needed = True
+            raise
+        finally:
+            with self._changed:
+                self._finished = mine
+                # Whoever shared this round looks at its result before two further rounds can end.
+                self._errors = {number: e for number, e in self._errors.items() if number > mine - 64}
+                if error is not None:
+                    self._errors[mine] = error
+                self._changed.notify_all()
+
+    def _round(self) -> None:
+        primary, replica = self._primary, self._primary.replica
+        with replica.books:
+            number = replica.round
+            replica.round += 1
+            self.needed = False
+            session = primary.session
+            replica.flushing.merge(replica.unstable)
+            replica.unstable.clear_all()
+        primary.wait_applied()
+        stream = None
+        if session is not None:
+            try:
+                stream = session.borrow()
+                stream.send(MessageType.FLUSH)
+            except LinkLost:
+                stream = None
+        error: DeviceError | None = None
+        if not primary.peer_only:
+            try:
+                replica.store.flush()
+            except DeviceError as caught:
+                error = caught
+        peer_ok = False
+        if session is not None:
+            if stream is not None:
+                peer_ok = self._await_peer(session, stream)
+            if not peer_ok:
+                primary.detach(session)
+        if error is not None:
+            if not primary.disk_failed(error) or not peer_ok:
+                raise error
+        elif not peer_ok:
+            if primary.peer_only:
+                raise PeerError("this replica's disk is Failed and the peer is gone")
+            primary.record_alone()
+        with replica.books:
+            if peer_ok and primary.session is session:
+                replica.flushing.clear_all()
+                replica.log.stable_through(number)
+
+    def _await_peer(self, session: "Session", stream: "Stream") -> bool:
+        try:
+            header, _ = stream.receive()
+        except (LinkLost, ProtocolError) as lost:
+            session.end(lost.message)
+            return False
+        if header.code:
+            session.disk_trouble = True
+            session.end("the peer could not flush its disk")
+            return False
+        session.give_back(stream)
+        return True

@@ -1,0 +1,384 @@
+"""The link between two replicas: messages over ZMTP streams; the only module that knows ZeroMQ and sockets.
+
+A `Stream` is one TCP connection that speaks ZMTP 3 (ZeroMQ's wire protocol, NULL mechanism), a DEALER at either end. It
+carries whole messages in order, each with the session it belongs to and its number in the stream: a gap, a repeat,
+a bad checksum or a message of another session raises ProtocolError, and the caller ends the session (invariant
+one-session). A lost connection raises LinkLost. Nothing reconnects by itself.
+
+libzmq's own sockets lost: every message changes threads twice at each end (2.5 to 3.4 times the latency of a local
+write, measured), and they reconnect silently. The bytes on the wire stay ZeroMQ's; the conformance tests hold each end
+against a real libzmq socket.
+
+Threads: one thread sends on a stream and one receives at a time. The control stream has several senders, under a lock.
+"""
+
+import select
+import socket
+from collections.abc import Callable
+from types import TracebackType
+
+from mirror.core import wire
+from mirror.core.errors import LinkLost, OperatorError, ProtocolError
+from mirror.core.limits import REQUEST_BYTES_MAX
+from mirror.core.wire import Header, MessageType
+from mirror.runtime import Runtime, Thread
+
+# One receive takes a whole 4 KiB write with its headers, and what a sender under protocol A has queued behind it.
+RECEIVE_BUFFER_BYTES = 64 * 1024
+# Enough for a few large requests in the kernel; more would only hide a slow peer.
+SOCKET_BUFFER_BYTES = 1024 * 1024
+# A stranger that connects and says nothing is dropped after this time.
+GREETING_TIMEOUT_S = 2.0
+LISTEN_BACKLOG = 64
+# Strangers that are being greeted at one time.
+GREETINGS_MAX = 128
+
+
+class Stream:
+    """One ZMTP connection. `session` is 0 until the handshake has agreed on one."""
+
+    def __init__(self, connection: socket.socket, peer_address: str) -> None:
+        self.peer_address = peer_address
+        self.session = 0
+        self.sent = 0
+        self.received = 0
+        self.answered = 0
+        self.asked_from = 0
+        self._socket = connection
+        self._buffer = bytearray(RECEIVE_BUFFER_BYTES)
+        self._view = memoryview(self._buffer)
+        self._start = 0
+        self._end = 0
+
+    def fileno(self) -> int:
+        return self._socket.fileno()
+
+    def send(
+        self,
+        kind: MessageType,
+        flags: int = 0,
+        offset: int = 0,
+        length: int = 0,
+        payload: bytes | bytearray | memoryview = b"",
+        code: int = 0,
+        number: int = 0,
+    ) -> None:
+        """Send one message; blocks while the peer's buffers are full. Raises LinkLost."""
+        self.sent += 1
+        size = len(payload)
+        head = wire.encode_message(
+            kind,
+            flags,
+            self.session,
+            self.sent,
+            offset,
+            length,
+            size,
+            wire.crc32c(payload) if size else 0,
+            code,
+            number,
+        )
+        try:
+            if not size:
+                self._socket.sendall(head)
+                return
+            sent = self._socket.sendmsg((head, payload))
+            rest = len(head) + size - sent
+            if rest:
+                if sent < len(head):
+                    self._socket.sendall(head[sent:])
+                    sent = len(head)
+                self._socket.sendall(memoryview(payload)[sent - len(head) :])
+        except OSError as error:
+            raise self._lost(error) from error
+
+    def receive(self) -> tuple[Header, memoryview]:
+        """Wait for the next message. The payload is valid until the next receive on this stream.
+
+        Raises LinkLost when the connection ended, ProtocolError on anything that a sound peer does not send.
+        """
+        while True:
+            available = self._end - self._start
+            prefix = wire.frame_prefix(self._view[self._start : self._end]) if available else None
+            if prefix is None:
+                self._fill(available + 1)
+                continue
+            prefix_bytes, body_bytes, is_command = prefix
+            if is_command:
+                self._answer_command(prefix_bytes, body_bytes)
+                continue
+            break
+        if body_bytes < wire.HEADER_BYTES or body_bytes > wire.HEADER_BYTES + REQUEST_BYTES_MAX:
+            raise ProtocolError(f"a message of {body_bytes} bytes from {self.peer_address}")
+        self._fill(prefix_bytes + wire.HEADER_BYTES)
+        start = self._start + prefix_bytes
+        header = wire.decode_header(self._view[start : start + wire.HEADER_BYTES])
+        self._start = start + wire.HEADER_BYTES
+        if header.payload_length != body_bytes - wire.HEADER_BYTES:
+            raise ProtocolError(f"a message from {self.peer_address} whose length and frame differ")
+        self.received += 1
+        if header.session != self.session:
+            raise ProtocolError(f"a message of session {header.session:016x} in session {self.session:016x}")
+        if header.sequence != self.received:
+            raise ProtocolError(f"message {header.sequence} from {self.peer_address} where {self.received} was due")
+        if header.type == MessageType.ANSWER:
+            self.answered += 1
+        payload = self._payload(header.payload_length)
+        if header.payload_length and wire.crc32c(payload) != header.payload_crc:
+            raise ProtocolError(f"the payload of message {header.sequence} from {self.peer_address} is damaged")
+        return header, payload
+
+    @property
+    def owed(self) -> bool:
+        """The peer has not answered everything that was asked on this stream."""
+        return self.answered < self.sent - self.asked_from
+
+    @property
+    def buffered(self) -> bool:
+        """Bytes of a further message are here already, so a poller would not report them."""
+        return self._end > self._start
+
+    def shutdown(self) -> None:
+        """End both directions; whoever waits in send or receive gets LinkLost. May be called from any thread."""
+        try:
+            self._socket.shutdown(socket.SHUT_RDWR)
+        except OSError:
+            pass  # the peer was quicker
+
+    def close(self) -> None:
+        """Give the descriptor back; only when no thread uses the stream any more."""
+        self._socket.close()
+
+    def _payload(self, length: int) -> memoryview:
+        available = self._end - self._start
+        if length <= available:
+            view = self._view[self._start : self._start + length]
+            self._start += length
+            return view
+        if length <= RECEIVE_BUFFER_BYTES:
+            self._fill(length)
+            view = self._view[self._start : self._start + length]
+            self._start += length
+            return view
+        large = memoryview(bytearray(length))
+        large[:available] = self._view[self._start : self._end]
+        self._start = self._end = 0
+        self._receive_into(large[available:])
+        return large
+
+    def _fill(self, needed: int) -> None:
+        """Have at least `needed` bytes (at most the buffer's size) behind `_start`."""
+        available = self._end - self._start
+        if available >= needed:
+            return
+        if available == 0:
+            self._start = self._end = 0
+        elif self._start + needed > RECEIVE_BUFFER_BYTES:
+            self._buffer[:available] = self._buffer[self._start : self._end]
+            self._start, self._end = 0, available
+        while self._end - self._start < needed:
+            try:
+                count = self._socket.recv_into(self._view[self._end :])
+            except OSError as error:
+                raise self._lost(error) from error
+            if count == 0:
+                raise self._lost(None)
+            self._end += count
+
+    def _receive_into(self, view: memoryview) -> None:
+        done = 0
+        while done < len(view):
+            try:
+                count = self._socket.recv_into(view[done:])
+            except OSError as error:
+                raise self._lost(error) from error
+            if count == 0:
+                raise self._lost(None)
+            done += count
+
+    def _answer_command(self, prefix_bytes: int, body_bytes: int) -> None:
+        if body_bytes > wire.COMMAND_BYTES_MAX:
+            raise ProtocolError(f"a ZMTP command of {body_bytes} bytes from {self.peer_address}")
+        self._fill(prefix_bytes + body_bytes)
+        start = self._start + prefix_bytes
+        answer = wire.answer_command(bytes(self._view[start : start + body_bytes]))
+        self._start = start + body_bytes
+        if answer:
+            try:
+                self._socket.sendall(answer)
+            except OSError as error:
+                raise self._lost(error) from error
+
+    def _lost(self, error: OSError | None) -> LinkLost:
+        reason = "it closed the connection" if error is None else (error.strerror or str(error))
+        return LinkLost(f"lost the connection to {self.peer_address}: {reason}")
+
+    def greet(self) -> None:
+        """Do ZMTP's greeting and READY exchange. Raises ProtocolError for strangers, LinkLost for silent ones."""
+        self._socket.settimeout(GREETING_TIMEOUT_S)
+        try:
+            self._socket.sendall(wire.greeting())
+            # A stranger is told apart by its first bytes, not after it was given time to send 64 of them.
+            while self._end < wire.GREETING_BYTES:
+                self._fill(self._end + 1)
+                wire.check_greeting_start(bytes(self._view[: min(self._end, wire.GREETING_BYTES)]))
+            wire.parse_greeting(bytes(self._view[: wire.GREETING_BYTES]))
+            self._start = wire.GREETING_BYTES
+            self._socket.sendall(wire.ready_command(b"DEALER"))
+            while (prefix := wire.frame_prefix(self._view[self._start : self._end])) is None:
+                self._fill(self._end - self._start + 1)
+            prefix_bytes, body_bytes, is_command = prefix
+            if not is_command or body_bytes > wire.COMMAND_BYTES_MAX:
+                raise ProtocolError(f"no READY command from {self.peer_address}")
+            self._fill(prefix_bytes + body_bytes)
+            start = self._start + prefix_bytes
+            wire.parse_ready(bytes(self._view[start : start + body_bytes]))
+            self._start = start + body_bytes
+        except OSError as error:
+            raise self._lost(error) from error
+        self._socket.settimeout(None)
+
+    def set_timeout(self, seconds: float | None) -> None:
+        """Bound each further send and receive (used during the handshake); None waits for ever."""
+        self._socket.settimeout(seconds)
+
+
+class Listener:
+    """Accepts streams at an address; each greeted stream with its first message is handed to `on_stream`."""
+
+    def __init__(
+        self,
+        runtime: Runtime,
+        address: tuple[str, int],
+        on_stream: Callable[[Stream, Header, bytes], None],
+        on_stranger: Callable[[str], None],
+    ) -> None:
+        self._runtime = runtime
+        self._on_stream = on_stream
+        self._on_stranger = on_stranger
+        self._greetings = 0
+        self._lock = runtime.lock()
+        host, port = address
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        try:
+            self._socket = socket.socket(family, socket.SOCK_STREAM)
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            self._socket.bind((host, port))
+            self._socket.listen(LISTEN_BACKLOG)
+        except OSError as error:
+            raise OperatorError(
+                f"can't listen for the peer at {host}:{port}: {error.strerror or error}",
+                remedy="stop what uses that port (ss -ltnp shows it), or change `listen` in volume.toml",
+            ) from error
+        self._thread: Thread = runtime.spawn("listener", self._accept)
+
+    def close(self) -> None:
+        try:
+            self._socket.shutdown(socket.SHUT_RDWR)
+        except OSError:
+            pass
+        self._thread.join(GREETING_TIMEOUT_S)
+        self._socket.close()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                connection, address = self._socket.accept()
+            except OSError:
+                return  # closed
+            with self._lock:
+                room = self._greetings < GREETINGS_MAX
+                self._greetings += room
+            if not room:
+                connection.close()
+                continue
+            self._runtime.spawn("greeting", self._greet, connection, f"{address[0]}:{address[1]}")
+
+    def _greet(self, connection: socket.socket, address: str) -> None:
+        stream = Stream(connection, address)
+        try:
+            _tune(connection)
+            stream.greet()
+            stream.set_timeout(GREETING_TIMEOUT_S)
+            header, payload = stream.receive()
+            stream.set_timeout(None)
+        except (LinkLost, ProtocolError) as error:
+            stream.close()
+            self._on_stranger(f"{address}: {error.message}")
+            return
+        finally:
+            with self._lock:
+                self._greetings -= 1
+        self._on_stream(stream, header, bytes(payload))
+
+
+def dial(address: tuple[str, int], timeout_s: float) -> Stream:
+    """Connect to a listener and greet it. Raises LinkLost or ProtocolError."""
+    name = f"{address[0]}:{address[1]}"
+    try:
+        connection = socket.create_connection(address, timeout=timeout_s)
+    except OSError as error:
+        raise LinkLost(f"can't reach the peer at {name}: {error.strerror or error}") from error
+    stream = Stream(connection, name)
+    try:
+        _tune(connection)
+        stream.greet()
+    except BaseException:
+        stream.close()
+        raise
+    return stream
+
+
+def _tune(connection: socket.socket) -> None:
+    try:
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SOCKET_BUFFER_BYTES)
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, SOCKET_BUFFER_BYTES)
+    except OSError as error:
+        raise LinkLost(f"lost a connection while it was set up: {error.strerror or error}") from error
+
+
+class Poller:
+    """Waits for several streams at once. `wait` belongs to one thread; add and remove to any."""
+
+    def __init__(self) -> None:
+        self._epoll = select.epoll()
+        self._streams: dict[int, Stream] = {}
+        self._wake_reader, self._wake_writer = socket.socketpair()
+        self._epoll.register(self._wake_reader.fileno(), select.EPOLLIN)
+        self._closed = False
+
+    def add(self, stream: Stream) -> None:
+        self._streams[stream.fileno()] = stream
+        self._epoll.register(stream.fileno(), select.EPOLLIN)
+
+    def remove(self, stream: Stream) -> None:
+        descriptor = stream.fileno()
+        if self._streams.pop(descriptor, None) is not None:
+            self._epoll.unregister(descriptor)
+
+    def wait(self) -> list[Stream]:
+        """Block until streams have something to receive (or ended); an empty list after `close`."""
+        while not self._closed:
+            ready = [self._streams[fd] for fd, _ in self._epoll.poll() if fd in self._streams]
+            if ready:
+                return ready
+        return []
+
+    def close(self) -> None:
+        """Let `wait` return for good; may be called from any thread."""
+        self._closed = True
+        try:
+            self._wake_writer.send(b"x")
+        except OSError:
+            pass
+
+    def __enter__(self) -> "Poller":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._epoll.close()
+        self._wake_reader.close()
+        self._wake_writer.close()

@@ -1,0 +1,120 @@
+"""How a replica comes back: read its metadata, decide by the table of `mirror.core.recovery` what it means, make that durable.
+
+Blocks that may differ are durably dirty before the log that named them is given up (invariant log-before-write), and a new
+log epoch begins empty. Opening twice, or crashing at any point of it, gives the same result.
+"""
+
+import logging
+from pathlib import Path
+
+from mirror.core import layout, recovery
+from mirror.core.activity_log import ActivityLog
+from mirror.core.dirty_map import DirtyMap
+from mirror.core.errors import DamagedRecord, OperatorError, UnknownVersion
+from mirror.core.layout import Superblock
+from mirror.core.recovery import Dirty, Recovery
+from mirror.replica import Replica
+from mirror.runtime import Runtime
+from mirror.store import Store
+
+log = logging.getLogger(__name__)
+
+
+def open_replica(
+    runtime: Runtime,
+    directory: Path,
+    data_path: Path,
+    *,
+    name: str,
+    protocol: str,
+    log_slots: int,
+    tracked: bool,
+    memory_kept: bool,
+) -> tuple[Replica, list[str]]:
+    """The replica and what its operator should know of it. Raises MirrorError that names what is wrong, and the remedy."""
+    store = Store.open(directory, data_path, runtime=runtime)
+    try:
+        superblock, notes = read_superblock(store)
+        if superblock.name != name:
+            raise OperatorError(
+                f"{directory}: volume.toml names the volume {name!r}, its metadata {superblock.name!r}",
+                remedy=f'write name = "{superblock.name}" in volume.toml: a volume keeps the name it was created with',
+            )
+        store.set_size(superblock.size_bytes)
+        dirty, durable_map, damaged_pages = _read_map(store, superblock.size_bytes)
+        ring = ActivityLog.rebuild(store.read_log(), superblock.log_epoch)
+        found = recovery.classify(superblock, ring, damaged_pages)
+        _mark(dirty, found, superblock.size_bytes)
+        for row in found.rows:
+            log.info("start: %s (%s)", row.name, row.sentence)
+        kept = not found.crashed or (memory_kept and superblock.boot_id == runtime.boot_id())
+        replica = Replica(
+            runtime,
+            store,
+            superblock,
+            dirty,
+            ActivityLog(log_slots, epoch=superblock.log_epoch + 1),
+            tracked=tracked,
+            crashed_primary=found.crashed_primary,
+            kept_memory=kept,
+            durable_map=durable_map,
+        )
+        replica.persist_map()
+        store.reset_log(found.mend)
+        replica.update(
+            log_epoch=superblock.log_epoch + 1,
+            log_slots=log_slots,
+            protocol=protocol,
+            clean=False,
+            boot_id=runtime.boot_id(),
+            incarnation=superblock.incarnation if kept else runtime.random_number(),
+        )
+    except BaseException:
+        store.close()
+        raise
+    return replica, [*notes, *found.warnings]
+
+
+def read_superblock(store: Store) -> tuple[Superblock, list[str]]:
+    """The superblock that counts, and what there is to say about its copies; both copies are whole afterwards."""
+    choice = recovery.choose_superblock(*store.read_superblock_copies())
+    if choice.superblock is None:
+        assert choice.refusal is not None
+        raise choice.refusal
+    if choice.rewrite:
+        store.write_superblock(layout.encode_superblock(choice.superblock))
+    return choice.superblock, [choice.warning] if choice.warning else []
+
+
+def _read_map(store: Store, size_bytes: int) -> tuple[DirtyMap, dict[int, list[int]], list[int]]:
+    """The durable dirty map, the pages of it that hold something, and those that can't be read."""
+    dirty = DirtyMap(size_bytes)
+    geometry = layout.Geometry(size_bytes)
+    durable: dict[int, list[int]] = {}
+    damaged = []
+    for index, raw in store.read_map():
+        try:
+            bits = layout.decode_map_page(raw, index)
+        except (DamagedRecord, UnknownVersion) as error:
+            log.error("page %d of the dirty map: %s", index, error)
+            damaged.append(index)
+            # Nothing equals this, so the page is written again.
+            durable[index] = []
+            continue
+        if any(bits):
+            durable[index] = bits
+            for extent, one in zip(geometry.extents_of_page(index), bits, strict=False):
+                dirty.set_bits(extent, one)
+    return dirty, durable, damaged
+
+
+def _mark(dirty: DirtyMap, found: Recovery, size_bytes: int) -> None:
+    geometry = layout.Geometry(size_bytes)
+    if found.dirty is Dirty.ALL:
+        dirty.mark_all()
+    elif found.dirty is Dirty.EXTENTS:
+        for extent in found.extents:
+            dirty.mark_extent(extent)
+    for page in found.pages:
+        for extent in geometry.extents_of_page(page):
+            dirty.mark_extent(extent)

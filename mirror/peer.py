@@ -1,0 +1,520 @@
+"""All that belongs to one peer: reaching it, the handshake, the live session, the resync, and why there is none.
+
+Both replicas listen, and both dial while they have no session. One handshake runs at a time on each side; when two
+cross, both are told to wait and try again a random moment later. A handshake ends in a session, a wait (tried again),
+or a refusal (this side stops dialling and stays Standalone, but still answers, so that what was mended on the other
+side is found).
+
+A new session begins only after every thread of the former one has ended (invariant drain-before-next).
+"""
+
+import dataclasses
+import logging
+from collections.abc import Callable
+from typing import Any
+
+from mirror import handshake
+from mirror.core import generation
+from mirror.core.errors import LinkLost, MirrorError, PeerError, ProtocolError
+from mirror.core.generation import Action, Outcome, Standing
+from mirror.core.limits import DATA_STREAMS, SYNC_STREAMS
+from mirror.core.states import ConnectionState, DiskState, Role
+from mirror.core.wire import Header, MessageType
+from mirror.handshake import Conversation, Plan, Refusal, Wait
+from mirror.link import Listener, Stream, dial
+from mirror.primary import Primary
+from mirror.replica import Replica
+from mirror.runtime import Runtime, Thread
+from mirror.secondary import Receiver
+from mirror.session import Session
+from mirror.sync import SyncSource
+
+log = logging.getLogger(__name__)
+
+# How soon an unreachable peer is dialled again: at once for the first time, then rarer.
+REDIAL_FIRST_S = 0.1
+REDIAL_MAX_S = 1.0
+# After a session that ended because a disk could not do its part (full, say): twice as long each time, up to this.
+DISK_TROUBLE_DELAY_MAX_S = 30.0
+# A step of the handshake: a durable superblock and map page or two, on a busy disk.
+HANDSHAKE_STEP_TIMEOUT_S = 5.0
+# A primary's requests wait for this long at most while the new session is put in place.
+ATTACH_TIMEOUT_S = 1.0
+STREAMS = DATA_STREAMS + SYNC_STREAMS
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    listen: tuple[str, int]
+    peer: tuple[str, int]
+    protocol: str
+    peer_timeout_s: float
+    disk_timeout_s: float
+
+
+class Peer:
+    """The peer of a replica. `on_control` answers the peer's requests that are not about this module's own business."""
+
+    def __init__(
+        self,
+        replica: Replica,
+        primary: Primary,
+        settings: Settings,
+        on_control: Callable[[Session, dict[str, Any]], dict[str, Any] | None],
+    ) -> None:
+        self.settings = settings
+        self.session: Session | None = None
+        self.state = ConnectionState.CONNECTING
+        self.reason = "the peer was not reached yet"
+        self.outcome: Outcome | None = None
+        self.source: SyncSource | None = None
+        self.target_progress: dict[str, Any] | None = None
+        self.seen: Standing | None = None
+        # The last handshake ended by the table's word (a refusal, or nothing to be done yet), not by a lost link.
+        self.decided = False
+        self.attempts = 0
+        self.discard_my_data = False
+        self._replica = replica
+        self._primary = primary
+        self._runtime: Runtime = replica.runtime
+        self._on_control = on_control
+        self.changed = self._runtime.condition()
+        self._handshake = self._runtime.lock()
+        self._pending: Session | None = None
+        self._wanted = True
+        self._refused = False
+        self._closing = False
+        self._redial_now = False
+        self._receivers: list[Receiver] = []
+        self._threads: list[Thread] = []
+        self._listener: Listener | None = None
+        self._manager: Thread | None = None
+        self._last_stranger = ""
+        self._disk_troubles = 0
+
+    # Life
+
+    def start(self) -> None:
+        """Listen and dial. Raises OperatorError when the address can't be listened at."""
+        self._listener = Listener(self._runtime, self.settings.listen, self._on_stream, self._on_stranger)
+        self._manager = self._runtime.spawn("peer", self._manage)
+
+    def stop(self) -> None:
+        """End the session and every thread."""
+        with self.changed:
+            self._closing = True
+            self.changed.notify_all()
+        self.end("this replica stops")
+        if self._listener is not None:
+            self._listener.close()
+        if self._manager is not None:
+            self._manager.join(self.settings.peer_timeout_s)
+
+    def end(self, reason: str) -> None:
+        session = self.session
+        if session is not None:
+            session.end(reason)
+
+    def connect(self, discard_my_data: bool) -> None:
+        """The operator's word to try again."""
+        with self.changed:
+            self._wanted = True
+            self._refused = False
+            self.decided = False
+            self._redial_now = True
+            self.discard_my_data = discard_my_data
+            self.state = ConnectionState.CONNECTING if self.session is None else self.state
+            self.changed.notify_all()
+
+    def disconnect(self) -> None:
+        """The operator's word to stay alone until `connect`."""
+        with self.changed:
+            self._wanted = False
+            self.changed.notify_all()
+        self.end("disconnected by the operator")
+        with self.changed:
+            self.changed.wait_for(lambda: self.session is None, self.settings.peer_timeout_s)
+            self._set(ConnectionState.STANDALONE, "disconnected by the operator")
+
+    def redial(self) -> None:
+        """Something changed that the last handshake rested on."""
+        with self.changed:
+            self._refused = False
+            self._redial_now = True
+            self.changed.notify_all()
+
+    def wait_drained(self, timeout_s: float) -> bool:
+        """Wait until no ended session has work left on this replica. False when it still has."""
+        with self.changed:
+            return bool(self.changed.wait_for(lambda: not self._ended(), timeout_s))
+
+    def _set(self, state: ConnectionState, reason: str) -> None:
+        """Call with `changed` held."""
+        self.state = state
+        self.reason = reason
+        self.changed.notify_all()
+
+    def _manage(self) -> None:
+        """Body of the manager thread: dial while there is no session, clean up after one that ended."""
+        delay_s = 0.0
+        while True:
+            with self.changed:
+                if delay_s:
+                    self.changed.wait_for(lambda: self._closing or self._ended() or self._redial_now, delay_s)
+                self.changed.wait_for(lambda: self._closing or self._ended() or self._may_dial())
+                closing, ended = self._closing, self._ended()
+                self._redial_now = False
+            if ended:
+                delay_s = self._after_disk_trouble_s()
+                self._clean_up()
+            elif closing:
+                return
+            elif self._dial():
+                delay_s = 0.0
+            else:
+                delay_s = min(REDIAL_MAX_S, max(REDIAL_FIRST_S, delay_s * 2)) * self._jitter()
+
+    def _after_disk_trouble_s(self) -> float:
+        session = self.session
+        self._disk_troubles = self._disk_troubles + 1 if session is not None and session.disk_trouble else 0
+        return min(DISK_TROUBLE_DELAY_MAX_S, 2.0 ** (self._disk_troubles - 1)) if self._disk_troubles else 0.0
+
+    def _jitter(self) -> float:
+        return 0.75 + self._runtime.random_number() % 1024 / 2048
+
+    def _ended(self) -> bool:
+        return self.session is not None and self.session.ended
+
+    def _may_dial(self) -> bool:
+        return self.session is None and self._wanted and not self._refused and not self._closing
+
+    def _clean_up(self) -> None:
+        """The session ended: wait for whatever still works for it, then forget it."""
+        session = self.session
+        assert session is not None
+        self._primary.detach(session)
+        for receiver in self._receivers:
+            receiver.join()
+        if self.source is not None:
+            self.source.join()
+        for thread in self._threads:
+            thread.join()
+        self._primary.join()
+        session.close()
+        with self.changed:
+            self._receivers, self._threads = [], []
+            self.session = None
+            self.source = None
+            self.target_progress = None
+            self._set(ConnectionState.CONNECTING if self._wanted else ConnectionState.STANDALONE, session.reason)
+
+    def _on_end(self, session: Session, reason: str) -> None:
+        log.warning("the session with the peer ended: %s", reason)
+        self._primary.detach(session)
+        with self.changed:
+            self.changed.notify_all()
+
+    # The handshake
+
+    def standing(self) -> Standing:
+        """What this side says of itself; what it rests on is checked again before the session is attached."""
+        return handshake.standing(self._replica, self.discard_my_data)
+
+    def _dial(self) -> bool:
+        """One attempt as the dialling side; True when it led to a session or a decision."""
+        with self._handshake:
+            if self.session is not None:
+                return True
+            self.attempts += 1
+            stream = None
+            try:
+                stream = dial(self.settings.peer, self.settings.peer_timeout_s)
+                stream.set_timeout(HANDSHAKE_STEP_TIMEOUT_S)
+                with self.changed:
+                    self._set(ConnectionState.HANDSHAKE, "shaking hands with the peer")
+                self._shake_hands_as_dialler(Conversation(stream))
+                return True
+            except MirrorError as error:
+                if stream is not None:
+                    stream.close()
+                return self._not_connected(error)
+
+    def _shake_hands_as_dialler(self, talk: Conversation) -> None:
+        mine = self.standing()
+        number = self._runtime.random_number()
+        talk.hello(mine, self._features(), number)
+        theirs, features, rule = talk.hear_hello()
+        if rule == handshake.DISCONNECTED:
+            with self.changed:
+                self.seen = theirs
+            raise Wait("the peer was disconnected by its operator")
+        outcome = self._decide(mine, theirs)
+        handshake.check_same(outcome, rule)
+        handshake.check_protocols(self._features(), features)
+        resync_generation = self._runtime.random_number()
+        plan = Plan(outcome, mine, theirs, resync_generation)
+        talk.say(step="prepare", resync_generation=resync_generation, map=handshake.own_map(self._replica, plan))
+        their_map = talk.hear("prepared").get("map")
+        handshake.prepare(self._replica, plan, their_map)
+        session = self._new_session(number, talk.stream, theirs, outcome, features)
+        try:
+            for index in range(2 * STREAMS):
+                data = dial(self.settings.peer, self.settings.peer_timeout_s)
+                data.send(MessageType.HELLO, offset=number, number=index + 1)
+                session.attach(index % STREAMS, data, ours=index < STREAMS)
+            talk.say(step="go")
+            talk.hear("gone")
+            session.assemble()
+            self._attach(session, plan)
+        except BaseException:
+            session.ended = True
+            for data in session.streams()[1:]:
+                data.close()
+            raise
+
+    def _on_stream(self, stream: Stream, header: Header, payload: bytes) -> None:
+        """A greeted stream with its first message: the start of a handshake, or a data stream of one under way."""
+        if header.type is not MessageType.HELLO:
+            self._on_stranger(f"{stream.peer_address}: a {header.type.name} message outside a session")
+            stream.close()
+        elif header.number:
+            self._on_data_stream(stream, header)
+        else:
+            self._answer(stream, payload)
+
+    def _on_data_stream(self, stream: Stream, header: Header) -> None:
+        with self.changed:
+            pending = self._pending
+            if pending is None or pending.number != header.offset or not 1 <= header.number <= 2 * STREAMS:
+                stream.close()
+                return
+            index = header.number - 1
+            # What the dialler calls its own streams carries its requests: for this side they are incoming.
+            pending.attach(index % STREAMS, stream, ours=index >= STREAMS)
+            self.changed.notify_all()
+
+    def _answer(self, stream: Stream, payload: bytes) -> None:
+        """The accepting side of a handshake, in the thread that greeted the stream."""
+        talk = Conversation(stream)
+        if self._closing:
+            talk.refuse("this replica stops")
+            return
+        if not self._wanted:
+            # Say who we are all the same: a peer that starts as primary must know of another one.
+            talk.hello_back(self.standing(), self._features(), handshake.DISCONNECTED)
+            talk.refuse("it was disconnected by its operator")
+            return
+        session = self.session
+        if session is not None and self._same_peer(session, payload):
+            # The peer has forgotten the session, so it is over; the next attempt finds it drained.
+            session.end("the peer began a new session")
+        if not self._handshake.acquire(timeout=0.05):
+            talk.refuse("this replica is busy with another handshake")
+            return
+        try:
+            if self.session is not None:
+                talk.refuse("the former session is not drained yet")
+                return
+            stream.set_timeout(HANDSHAKE_STEP_TIMEOUT_S)
+            with self.changed:
+                self._set(ConnectionState.HANDSHAKE, "shaking hands with the peer")
+            self._shake_hands_as_listener(talk, payload)
+        except MirrorError as error:
+            talk.refuse(str(error))
+            self._not_connected(error)
+        finally:
+            self._handshake.release()
+
+    def _same_peer(self, session: Session, payload: bytes) -> bool:
+        try:
+            return handshake.parse_hello(payload)[0].replica_id == session.peer.replica_id
+        except ProtocolError:
+            return False
+
+    def _shake_hands_as_listener(self, talk: Conversation, payload: bytes) -> None:
+        theirs, features, number = handshake.parse_hello(payload)
+        mine = self.standing()
+        # The answer goes out whatever the outcome: the other side decides by the same table.
+        outcome = generation.decide(mine, theirs)
+        talk.hello_back(mine, self._features(), outcome.rule)
+        self._decide(mine, theirs)
+        handshake.check_protocols(self._features(), features)
+        request = talk.hear("prepare")
+        plan = Plan(outcome, mine, theirs, handshake.generation_in(request))
+        own_map = handshake.own_map(self._replica, plan)
+        handshake.prepare(self._replica, plan, request.get("map"))
+        session = self._new_session(number, talk.stream, theirs, outcome, features)
+        with self.changed:
+            self._pending = session
+        try:
+            talk.say(step="prepared", map=own_map)
+            talk.hear("go")
+            with self.changed:
+                if not self.changed.wait_for(lambda: session.complete, HANDSHAKE_STEP_TIMEOUT_S):
+                    raise PeerError("the peer's data streams did not arrive")
+            session.assemble()
+            self._attach(session, plan, before_threads=lambda: talk.say(step="gone"))
+        except BaseException:
+            session.ended = True
+            for data in session.streams()[1:]:
+                data.close()
+            raise
+        finally:
+            with self.changed:
+                self._pending = None
+
+    def _features(self) -> dict[str, Any]:
+        return {"protocol": self.settings.protocol, "can_fast_zero": self._replica.store.can_fast_zero}
+
+    def _new_session(
+        self, number: int, control: Stream, theirs: Standing, outcome: Outcome, features: dict[str, Any]
+    ) -> Session:
+        session = Session(self._runtime, number, control, theirs, outcome, self._on_end)
+        session.peer_can_fast_zero = bool(features.get("can_fast_zero"))
+        return session
+
+    def _decide(self, mine: Standing, theirs: Standing) -> Outcome:
+        outcome = generation.decide(mine, theirs)
+        with self.changed:
+            self.outcome = outcome
+            self.seen = theirs
+            self.decided = outcome.action in (Action.WAIT, Action.REFUSE, Action.SPLIT_BRAIN)
+            self.changed.notify_all()
+        if outcome.action is Action.WAIT:
+            raise Wait(outcome.reason)
+        if outcome.action in (Action.REFUSE, Action.SPLIT_BRAIN):
+            raise Refusal(outcome)
+        return outcome
+
+    def _attach(self, session: Session, plan: Plan, before_threads: Callable[[], None] | None = None) -> None:
+        """Put the session in place between two requests of the volume, if all that it rests on still holds."""
+        primary, replica = self._primary, self._replica
+        try:
+            if not primary.pause(ATTACH_TIMEOUT_S):
+                raise PeerError("the running requests did not end in time; trying again")
+            handshake.check_unchanged(replica, plan)
+            replica.persist_map()
+            if before_threads is not None:
+                before_threads()
+            session.control.session = session.number
+            for stream in session.streams():
+                stream.set_timeout(None)
+            primary.attach(session)
+            if plan.outcome.action is Action.NONE:
+                primary.in_step(session, disk=DiskState.UP_TO_DATE, met_peer=True)
+            else:
+                replica.update(met_peer=True)
+            self._go_live(session, plan)
+        except BaseException:
+            primary.detach(session)
+            raise
+        finally:
+            primary.resume()
+
+    def _go_live(self, session: Session, plan: Plan) -> None:
+        action = plan.outcome.action
+        is_source = action in handshake.SOURCE
+        is_target = action in handshake.TARGET
+        replica = self._replica
+        with self.changed:
+            self.session = session
+            self.discard_my_data = False
+            self._refused = False
+            session.heard_at_s = self._runtime.now_s()
+            state = ConnectionState.CONNECTED
+            if is_source:
+                state = ConnectionState.SYNC_SOURCE
+            elif is_target:
+                state = ConnectionState.SYNC_TARGET
+            self._set(state, plan.outcome.reason)
+        spawn = self._runtime.spawn
+        timeouts = (self.settings.peer_timeout_s, self.settings.disk_timeout_s)
+        self._receivers = [
+            Receiver(replica, session, session.incoming, "apply"),
+            Receiver(replica, session, session.sync_incoming, "resync-apply"),
+        ]
+        self._threads = [
+            spawn("control", session.serve_control, self._control),
+            spawn("monitor", session.watch, *timeouts),
+        ]
+        log.info("session %016x with %s: %s (%s)", session.number, session.control.peer_address, plan.outcome.rule,
+                 plan.outcome.reason)  # fmt: skip
+        if is_source:
+            self.source = SyncSource(self._primary, session, self._source_done)
+            self.source.start()
+
+    def _not_connected(self, error: MirrorError) -> bool:
+        """Remember why there is no session. True when dialling again soon is of no use."""
+        reason = str(error)
+        with self.changed:
+            if isinstance(error, Refusal):
+                if self.reason != str(error):
+                    log.error("%s", error)
+                self._refused = True
+                self._set(ConnectionState.STANDALONE, str(error))
+                return True
+            if self.reason != reason and not isinstance(error, LinkLost):
+                log.info("no session yet: %s", reason)
+            if self.session is None:
+                self._set(ConnectionState.CONNECTING if self._wanted else ConnectionState.STANDALONE, reason)
+            return False
+
+    def _on_stranger(self, what: str) -> None:
+        if what.rsplit(":", maxsplit=1)[-1] != self._last_stranger:
+            log.warning("turned away at the mirror's port: %s", what)
+            self._last_stranger = what.rsplit(":", maxsplit=1)[-1]
+
+    # The peer's requests
+
+    def _control(self, session: Session, message: dict[str, Any]) -> dict[str, Any] | None:
+        operation = message.get("op")
+        if operation == "state":
+            session.peer = dataclasses.replace(
+                session.peer, role=Role(message["role"]), disk=DiskState(message["disk"])
+            )
+            with self.changed:
+                self.changed.notify_all()
+            return None
+        if operation == "sync_progress":
+            self.target_progress = {
+                key: message.get(key) for key in ("done_bytes", "total_bytes", "bytes_per_s", "eta_s")
+            }
+            return None
+        if operation == "sync_finished":
+            self._target_done(session, message)
+            return None
+        if operation == "primary_disk_failed":
+            handshake.become_only_copy(self._replica, int(message["generation"]))
+            session.peer = dataclasses.replace(session.peer, disk=DiskState.FAILED)
+            return None
+        if operation == "bye":
+            session.end(str(message.get("reason", "the peer left")))
+            return None
+        return self._on_control(session, message)
+
+    def tell_state(self) -> None:
+        """Let the peer know this side's role and disk."""
+        session = self.session
+        if session is not None and not session.ended:
+            try:
+                session.notify("state", role=self._replica.role.value, disk=self._replica.disk_state(True).value)
+            except LinkLost as error:
+                session.end(error.message)
+
+    def _source_done(self, session: Session) -> None:
+        session.peer = dataclasses.replace(session.peer, disk=DiskState.UP_TO_DATE)
+        with self.changed:
+            if self.session is session and not session.ended:
+                self._set(ConnectionState.CONNECTED, "resynced the peer")
+
+    def _target_done(self, session: Session, message: dict[str, Any]) -> None:
+        self._primary.in_step(session, **handshake.finished_target(message))
+        with self._replica.books:
+            self._replica.dirty.clear_all()
+        self._replica.persist_map()
+        with self.changed:
+            self.target_progress = None
+            if self.session is session and not session.ended:
+                self._set(ConnectionState.CONNECTED, "resynced from the peer")
+        self.tell_state()
+        log.info("resync done: this replica is UpToDate")

@@ -1,0 +1,534 @@
+"""Read, write, flush, trim and zero on the primary.
+
+One worker thread carries one request from start to end. A write: lock its range, have its extents in the durable log,
+send it to the peer and write it locally at the same time, wait for both, answer. What is durable before what:
+
+ 1. the log names an extent before a write of it is sent or written            (log-before-write)
+ 2. a write is marked unstable before it is answered                           (unstable-is-dirty)
+ 3. without the peer: blocks dirty, then a new generation and "peer Outdated" durable, then the answer
+                                                                               (error-is-dirty, record-before-ack-alone)
+ 4. a flush counts the writes answered before it began, on both replicas        (flush)
+ 5. a range stays locked until both replicas have applied the write             (same-order)
+"""
+
+import enum
+import errno
+import logging
+from collections.abc import Callable
+from typing import Any
+
+from mirror.core.errors import ConnectionCut, DeviceError, LinkLost, MirrorError, NotPrimary, PeerError, ProtocolError
+from mirror.core.limits import BLOCK_BYTES, PIECE_BYTES_MAX, READ_ERRORS_MAX
+from mirror.core.range_lock import RangeLock, Ticket
+from mirror.core.states import DiskState, Role
+from mirror.core.wire import Flag, MessageType
+from mirror.deferred import Deferred
+from mirror.flush import FlushRounds
+from mirror.log_writer import LogWriter
+from mirror.replica import Replica, extents_of
+from mirror.session import Session
+from mirror.trace import Trace
+
+log = logging.getLogger(__name__)
+
+# Not a broken disk but a full one: the write fails, the replica goes on.
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+class Gate(enum.Enum):
+    """Whether requests may begin: CLOSED ones are refused, HELD ones wait, CUT ones stay unanswered."""
+
+    CLOSED = 1
+    OPEN = 2
+    HELD = 3
+    CUT = 4
+
+
+class Primary:
+    """The primary's side of a volume. `session` is the live session with the peer, None while alone."""
+
+    def __init__(self, replica: Replica, protocol: str, trace: Trace) -> None:
+        self.replica = replica
+        self.trace = trace
+        self.session: Session | None = None
+        self.peer_reads_ok = False
+        self.peer_only = False
+        self.gate = Gate.CLOSED
+        self._paused = False
+        self._open = False
+        self.read_errors = 0
+        self._store = replica.store
+        self._books = replica.books
+        self._changed = replica.changed
+        self._ranges = RangeLock()
+        self._active = 0
+        self._alone_recorded = False
+        self._alone_lock = replica.runtime.lock()
+        self._fail_lock = replica.runtime.lock()
+        self.flushes = FlushRounds(self)
+        self._log_writer = LogWriter(replica, self._stabilise)
+        self._deferred = Deferred(self, protocol)
+
+    # Requests
+
+    def write(self, data: memoryview, offset: int, fua: bool) -> None:
+        """Write `data` at `offset` on both replicas; with `fua` it is stable on both when this returns."""
+        started = self.trace.start()
+        flags = Flag.FUA if fua else 0
+        self._change(MessageType.WRITE, flags, offset, len(data), data, self._store.write, (data, offset, fua))
+        self.trace.write(started, len(data))
+
+    def zero(self, offset: int, length: int, may_trim: bool, fast: bool, fua: bool) -> None:
+        """Make the range read as zeroes on both replicas. `fast`: fail with ENOTSUP rather than write zeroes."""
+        session = self.session
+        if fast and not (self._store.can_fast_zero and (session is None or session.peer_can_fast_zero)):
+            raise MirrorError("this volume can't zero faster than by writing zeroes", errno=errno.EOPNOTSUPP)
+        flags = (Flag.FUA if fua else 0) | (Flag.MAY_TRIM if may_trim else 0)
+        for at, size in _pieces(offset, length):
+            self._change(MessageType.ZERO, flags, at, size, b"", self._store.zero, (at, size, may_trim, fua))
+        self.trace.zeroed(length)
+
+    def trim(self, offset: int, length: int, fua: bool) -> None:
+        """Give the range's space back on both replicas; it reads as zeroes, so that both stay equal."""
+        for at, size in _pieces(offset, length):
+            self._change(MessageType.TRIM, Flag.FUA if fua else 0, at, size, b"", self._store.trim, (at, size, fua))
+        self.trace.trimmed(length)
+
+    def flush(self) -> None:
+        """All writes answered before this call are stable on every connected replica when it returns."""
+        started = self.trace.start()
+        self._enter()
+        try:
+            self.flushes.flush()
+        finally:
+            self._leave()
+        self.trace.flush(started)
+
+    def read_into(self, buffer: memoryview, offset: int) -> None:
+        """Fill `buffer` from the volume; waits for the unanswered writes of its range (invariant same-order)."""
+        length = len(buffer)
+        self._enter()
+        try:
+            if self.peer_only:
+                self._read_from_peer(buffer, offset)
+            else:
+                try:
+                    self._store.read_into(buffer, offset)
+                except DeviceError as error:
+                    self._repair_read(buffer, offset, error)
+                if self.replica.tracked:
+                    with self._books:
+                        overtaken = self._ranges.busy(offset, length)
+                    if overtaken:
+                        self._read_locked(buffer, offset)
+        finally:
+            self._leave()
+        self.trace.read(length)
+
+    # The life of a change
+
+    def _change(
+        self,
+        kind: MessageType,
+        flags: int,
+        offset: int,
+        length: int,
+        payload: memoryview | bytes,
+        apply: Callable[..., None],
+        arguments: tuple[Any, ...],
+    ) -> None:
+        if not self.replica.tracked:
+            self._change_untracked(apply, arguments)
+            return
+        ticket, first, last = self._begin(offset, length)
+        session = self.session
+        unlock = True
+        try:
+            if session is None:
+                self._change_alone(offset, length, apply, arguments)
+            elif self._deferred.takes(flags):
+                unlock = self._deferred.change(session, ticket, kind, flags, offset, length, payload, apply, arguments)
+            else:
+                self.change_both(session, kind, flags, offset, length, payload, apply, arguments)
+        finally:
+            if unlock:
+                self.unlock(ticket, first, last)
+            self._leave()
+
+    def _begin(self, offset: int, length: int) -> tuple[Ticket, int, int]:
+        """Lock the range and hold its extents first..last in the log (none once the own disk is Failed: last < first).
+
+        Whatever fails leaves nothing behind.
+        """
+        first, last = extents_of(offset, length)
+        with self._books:
+            if not self._open:
+                self._wait_open()
+            self._active += 1
+            ticket = self._ranges.request(offset, length)
+            while not ticket.granted:
+                self._changed.wait()
+            if not self.replica.failed and self.replica.log.hold(first, last):
+                return ticket, first, last
+        try:
+            if not self.replica.failed:
+                try:
+                    self._log_writer.hold(first, last)
+                    return ticket, first, last
+                except DeviceError as error:
+                    self.disk_failed(error)
+            if self.peer_only:
+                return ticket, 0, -1
+            raise self._no_disk()
+        except BaseException:
+            self._drop(ticket)
+            raise
+
+    def _no_disk(self) -> PeerError:
+        return PeerError(f"this replica's disk is Failed ({self.replica.failure}) and no peer can stand in")
+
+    def _drop(self, ticket: Ticket) -> None:
+        with self._books:
+            self._ranges.unlock(ticket)
+            self._active -= 1
+            self._changed.notify_all()
+
+    def unlock(self, ticket: Ticket, first: int, last: int) -> None:
+        """Both replicas have applied the change, or its blocks are dirty: let the next one of its range begin."""
+        with self._books:
+            if first <= last:
+                self.replica.log.release(first, last, self.replica.round)
+            if self._ranges.unlock(ticket) or self._log_writer.waits_for_release:
+                self._changed.notify_all()
+
+    def _change_untracked(self, apply: Callable[..., None], arguments: tuple[Any, ...]) -> None:
+        self._enter()
+        try:
+            apply(*arguments)
+            self.flushes.needed = True
+        except DeviceError as error:
+            if error.errno not in FULL:
+                self.disk_failed(error)
+            raise
+        finally:
+            self._leave()
+
+    def change_both(
+        self,
+        session: Session,
+        kind: MessageType,
+        flags: int,
+        offset: int,
+        length: int,
+        payload: memoryview | bytes,
+        apply: Callable[..., None],
+        arguments: tuple[Any, ...],
+    ) -> None:
+        """Protocol C: both replicas have it before it is answered."""
+        stream = None
+        error: DeviceError | None = None
+        try:
+            stream = session.borrow()
+            stream.send(kind, flags, offset, length, payload)
+        except LinkLost:
+            stream = None
+        if not self.peer_only:
+            try:
+                apply(*arguments)
+            except DeviceError as caught:
+                error = caught
+        peer_has_it = False
+        if stream is not None:
+            try:
+                header, _ = stream.receive()
+                if header.code == 0:
+                    peer_has_it = True
+                    session.give_back(stream)
+                else:
+                    session.disk_trouble = True
+                    session.end(f"the peer could not carry out a write: {describe_errno(header.code)}")
+            except (LinkLost, ProtocolError) as lost:
+                session.end(lost.message)
+        if not peer_has_it:
+            self.detach(session)
+        self.settle(session, offset, length, peer_has_it, error)
+
+    def settle(self, session: Session, offset: int, length: int, peer_has_it: bool, error: DeviceError | None) -> None:
+        """Do what must be done before a change is answered; raises when the answer is an error."""
+        self.flushes.needed = True
+        with self._books:
+            attached = self.session is session
+            (self.replica.unstable if attached and peer_has_it else self.replica.dirty).mark(offset, length)
+        if error is not None:
+            self._settle_error(session, offset, length, peer_has_it, error)
+        elif not peer_has_it:
+            if self.peer_only:
+                raise self._no_disk()
+            self.record_alone()
+
+    def _settle_error(self, session: Session, offset: int, length: int, peer_has_it: bool, error: DeviceError) -> None:
+        """The local disk refused the change that the peer may have (invariant error-is-dirty)."""
+        if error.errno not in FULL:
+            if peer_has_it and self.disk_failed(error):
+                return
+            raise error
+        if peer_has_it:
+            try:
+                self._copy_local_to_peer(session, offset, length)
+            except MirrorError as second:
+                session.end(f"could not undo on the peer a write that this replica's disk refused: {second.message}")
+                self.detach(session)
+                with self._books:
+                    self.replica.dirty.mark(offset, length)
+        raise error
+
+    def _copy_local_to_peer(self, session: Session, offset: int, length: int) -> None:
+        for at, size in _pieces(offset, length):
+            content = self._store.read(size, at)
+            stream = session.borrow()
+            stream.send(MessageType.WRITE, 0, at, size, content)
+            header, _ = stream.receive()
+            session.give_back(stream)
+            if header.code:
+                raise PeerError(f"the peer answered {describe_errno(header.code)}")
+
+    def _change_alone(self, offset: int, length: int, apply: Callable[..., None], arguments: tuple[Any, ...]) -> None:
+        with self._books:
+            self.replica.dirty.mark(offset, length)
+        if self.replica.failed:
+            raise self._no_disk()
+        self.flushes.needed = True
+        try:
+            apply(*arguments)
+        except DeviceError as error:
+            if error.errno not in FULL:
+                self.disk_failed(error)
+            raise
+        self.record_alone()
+
+    def record_alone(self) -> None:
+        """Before the first answer that the peer does not have: a new generation, durable (record-before-ack-alone)."""
+        if not self.replica.tracked:
+            return
+        with self._alone_lock:
+            if self.gate is Gate.CUT:
+                raise ConnectionCut("this replica stops serving; the request stays unanswered")
+            if not self._alone_recorded:
+                try:
+                    self.replica.move_on(DiskState.OUTDATED)
+                except DeviceError as error:
+                    self.disk_failed(error)
+                    raise
+                self._alone_recorded = True
+                log.warning("going on without the peer: redundancy is lost until it is back")
+
+    # Reads that need the peer
+
+    def _read_locked(self, buffer: memoryview, offset: int) -> None:
+        ticket = self.lock_range(offset, len(buffer))
+        try:
+            if self.peer_only:
+                self._read_from_peer(buffer, offset)
+            else:
+                self._store.read_into(buffer, offset)
+        finally:
+            self.unlock_range(ticket)
+
+    def _read_from_peer(self, buffer: memoryview, offset: int) -> None:
+        session = self.session
+        if session is None:
+            raise PeerError("this replica's disk can't be read and there is no peer")
+        with self._books:
+            if not self.peer_reads_ok and self.replica.dirty.is_dirty(offset, len(buffer)):
+                raise PeerError("this replica's disk can't be read and the peer does not have these blocks yet")
+        try:
+            stream = session.borrow()
+            stream.send(MessageType.READ, 0, offset, len(buffer))
+            header, payload = stream.receive()
+        except (LinkLost, ProtocolError) as error:
+            session.end(error.message)
+            self.detach(session)
+            raise
+        if header.code == 0 and len(payload) == len(buffer):
+            buffer[:] = payload
+        session.give_back(stream)
+        if header.code or header.payload_length != len(buffer):
+            raise PeerError(f"the peer could not read either: {describe_errno(header.code)}")
+
+    def _repair_read(self, buffer: memoryview, offset: int, error: DeviceError) -> None:
+        """The local disk could not read: answer from the peer, and write that back, so that the sector is remapped."""
+        if self.session is None:
+            raise error
+        start = offset // BLOCK_BYTES * BLOCK_BYTES
+        end = -(-(offset + len(buffer)) // BLOCK_BYTES) * BLOCK_BYTES
+        whole = memoryview(bytearray(end - start))
+        ticket = self.lock_range(start, len(whole))
+        try:
+            self._read_from_peer(whole, start)
+            buffer[:] = whole[offset - start : offset - start + len(buffer)]
+            log.error("%s; answered from the peer, and the blocks at %d are written again", error, start)
+            self.read_errors += 1
+            if self.read_errors > READ_ERRORS_MAX:
+                self.disk_failed(error)
+                return
+            try:
+                self._store.write(whole, start, True)
+                self._store.read_into(whole, start)
+            except DeviceError as second:
+                self.disk_failed(second)
+        finally:
+            self.unlock_range(ticket)
+
+    def disk_failed(self, error: DeviceError) -> bool:
+        """The replica is Failed. True when the volume goes on through the peer's copy, which then knows about it."""
+        with self._fail_lock:
+            self.replica.fail(error)
+            if self.peer_only:
+                return True
+            session = self.session
+            if session is None or not self.peer_reads_ok:
+                return False
+            try:
+                session.request("primary_disk_failed", timeout_s=5.0, generation=self.replica.runtime.random_number())
+            except MirrorError as refusal:
+                log.error("the volume can't go on through the peer: %s", refusal)
+                return False
+            self.peer_only = True
+            log.error("the volume goes on through the peer's copy alone")
+            return True
+
+    # Ranges, flush and log
+
+    def lock_range(self, offset: int, length: int) -> Ticket:
+        """Wait until nothing else works on this range; for repairs and the resync."""
+        with self._books:
+            ticket = self._ranges.request(offset, length)
+            while not ticket.granted:
+                self._changed.wait()
+            return ticket
+
+    def unlock_range(self, ticket: Ticket) -> None:
+        with self._books:
+            if self._ranges.unlock(ticket):
+                self._changed.notify_all()
+
+    def _stabilise(self, victims: list[int]) -> None:
+        session = self.session
+        if session is not None:
+            self.flushes.run_round()
+        else:
+            with self._books:
+                number = self.replica.round
+                self.replica.round += 1
+            self.replica.persist_extents(victims)
+            with self._books:
+                self.replica.log.stable_through(number)
+
+    def wait_applied(self) -> None:
+        """Under A and B: until the peer has applied every write answered so far, or the session ended."""
+        self._deferred.wait_applied()
+
+    # The gate and the session
+
+    def _enter(self) -> None:
+        with self._books:
+            if not self._open:
+                self._wait_open()
+            self._active += 1
+
+    def _leave(self) -> None:
+        with self._books:
+            self._active -= 1
+            if self._active == 0 and not self._open:
+                self._changed.notify_all()
+
+    def _wait_open(self) -> None:
+        while self.gate is Gate.HELD or (self._paused and self.gate is Gate.OPEN):
+            self._changed.wait()
+        if self.gate is Gate.CUT:
+            raise ConnectionCut("this replica stopped serving; the request stays unanswered")
+        if self.gate is Gate.CLOSED:
+            raise NotPrimary("this replica is not the primary")
+
+    def set_gate(self, gate: Gate) -> None:
+        with self._books:
+            self.gate = gate
+            self._open = gate is Gate.OPEN and not self._paused
+            self._changed.notify_all()
+
+    def hold(self, timeout_s: float) -> bool:
+        """Let no new request begin and wait for the running ones. False when they did not end in time."""
+        self.set_gate(Gate.HELD)
+        return self.drain(timeout_s)
+
+    def drain(self, timeout_s: float) -> bool:
+        """Wait for the running requests. False when they did not end in time."""
+        with self._books:
+            return bool(self._changed.wait_for(lambda: self._active == 0, timeout_s))
+
+    def pause(self, timeout_s: float) -> bool:
+        """Hold requests until `resume`, whatever the gate is. False when running ones did not end in time."""
+        with self._books:
+            self._paused = True
+            self._open = False
+        return self.drain(timeout_s)
+
+    def resume(self) -> None:
+        with self._books:
+            self._paused = False
+            self._open = self.gate is Gate.OPEN
+            self._changed.notify_all()
+
+    def attach(self, session: Session) -> None:
+        """From now on changes go to the peer too; call while the gate holds all requests and none is running."""
+        with self._books:
+            self.session = session
+            self._alone_recorded = False
+        self._deferred.attach(session)
+
+    def detach(self, session: Session) -> None:
+        """The session ended: what may be lost on the peer is dirty (invariant unstable-is-dirty). May be repeated."""
+        with self._books:
+            if self.session is not session:
+                return
+            self.session = None
+            self.peer_reads_ok = False
+            self.replica.take_unstable_as_dirty()
+            self._changed.notify_all()
+        if self._deferred.detach(session):
+            # Answered already, but the peer may lack it: say so durably before anything else happens.
+            try:
+                self.record_alone()
+            except (ConnectionCut, DeviceError) as error:
+                log.warning("could not record that the peer lacks answered writes: %s", error)
+
+    def alone_is_recorded(self) -> None:
+        """A promotion without the peer has recorded the new generation already."""
+        with self._alone_lock:
+            self._alone_recorded = True
+
+    def in_step(self, session: Session, **changes: object) -> None:
+        """Record durably that the peer has everything, unless its session ended meanwhile (then LinkLost)."""
+        with self._alone_lock:
+            if self.session is not session:
+                raise LinkLost(session.reason)
+            primary = self.replica.role is Role.PRIMARY
+            self.replica.update(
+                base=0, peer_disk=DiskState.UP_TO_DATE, redundancy_lost_at=0.0, primary=primary, **changes
+            )
+            self.replica.crashed_primary = False
+            self.replica.kept_memory = True
+            self.peer_reads_ok = True
+
+    def join(self) -> None:
+        """Wait for the threads of an ended session."""
+        self._deferred.join()
+
+
+def _pieces(offset: int, length: int) -> list[tuple[int, int]]:
+    end = offset + length
+    return [(at, min(PIECE_BYTES_MAX, end - at)) for at in range(offset, end, PIECE_BYTES_MAX)]
+
+
+def describe_errno(code: int) -> str:
+    return errno.errorcode.get(code, f"error {code}")

@@ -1,0 +1,175 @@
+"""One replica's durable state in memory: superblock, dirty map, activity log, and the books of what is not stable yet.
+
+`books` is the one lock over the maps, the log and the range locks; it is held for microseconds and never across I/O.
+What is written as the durable dirty map is always dirty + unstable (invariants log-before-write, clear-after-stable):
+blocks that one side may not have on its disk yet are never durably clean.
+"""
+
+import dataclasses
+import logging
+from collections.abc import Iterable
+
+from mirror.core import generation, layout
+from mirror.core.activity_log import ActivityLog
+from mirror.core.dirty_map import DirtyMap
+from mirror.core.errors import DeviceError
+from mirror.core.layout import Superblock
+from mirror.core.limits import EXTENT_BYTES, EXTENTS_PER_PAGE
+from mirror.core.states import DiskState, Role
+from mirror.runtime import Runtime
+from mirror.store import Store
+
+log = logging.getLogger(__name__)
+
+CLEAN_PAGE = [0] * EXTENTS_PER_PAGE
+
+
+class Replica:
+    """The state that every part of the mirror shares. `tracked` is False for a volume that has no peer configured."""
+
+    def __init__(
+        self,
+        runtime: Runtime,
+        store: Store,
+        superblock: Superblock,
+        dirty: DirtyMap,
+        activity_log: ActivityLog,
+        tracked: bool,
+        crashed_primary: bool,
+        kept_memory: bool,
+        durable_map: dict[int, list[int]],
+    ) -> None:
+        self.runtime = runtime
+        self.store = store
+        self.superblock = superblock
+        self.tracked = tracked
+        self.crashed_primary = crashed_primary
+        self.kept_memory = kept_memory
+        self.role = Role.SECONDARY
+        self.failed = superblock.disk is DiskState.FAILED
+        self.failure = ""
+        self.books = runtime.lock()
+        self.changed = runtime.condition(self.books)
+        self.dirty = dirty
+        self.unstable = DirtyMap(superblock.size_bytes)
+        self.flushing = DirtyMap(superblock.size_bytes)
+        self.log = activity_log
+        self.round = 1
+        self._durable_map = durable_map
+        self._superblock_lock = runtime.lock()
+        self._map_lock = runtime.lock()
+
+    @property
+    def size_bytes(self) -> int:
+        return self.superblock.size_bytes
+
+    def disk_state(self, connected: bool) -> DiskState:
+        """The live disk state; in step, but neither primary nor connected, it can't know that it is the newest."""
+        if self.failed:
+            return DiskState.FAILED
+        if connected or self.role is Role.PRIMARY:
+            return self.superblock.disk
+        return state_at_rest(self.superblock, self.tracked)
+
+    # The superblock
+
+    def update(self, **changes: object) -> None:
+        """Make changes to the superblock durable; when this returns, both copies say so. Raises DeviceError."""
+        with self._superblock_lock:
+            self._write(dataclasses.replace(self.superblock, **changes))  # type: ignore[arg-type]
+
+    def _write(self, superblock: Superblock) -> None:
+        numbered = dataclasses.replace(superblock, sequence=self.superblock.sequence + 1)
+        self.store.write_superblock(layout.encode_superblock(numbered))
+        self.superblock = numbered
+
+    def move_on(self, peer_disk: DiskState, lost_at: float | None = None, current: int = 0) -> None:
+        """Begin a history of our own, durably (invariant record-before-ack-alone)."""
+        with self._superblock_lock:
+            known = self.superblock
+            moved = generation.moved_on(known, current or self.runtime.random_number())
+            self._write(
+                dataclasses.replace(
+                    known,
+                    current=moved.current,
+                    base=moved.base,
+                    history=moved.history,
+                    peer_disk=peer_disk,
+                    redundancy_lost_at=known.redundancy_lost_at or lost_at or self.runtime.wall_time_s(),
+                )
+            )
+
+    def fail(self, error: DeviceError) -> None:
+        """The disk is not to be trusted any more (invariant flush); durable if the metadata can still be written."""
+        if self.failed:
+            return
+        self.failed = True
+        self.failure = str(error)
+        log.error("this replica's disk is Failed: %s; after repair: nbdmirror invalidate, then serve again", error)
+        try:
+            self.update(disk=DiskState.FAILED)
+        except DeviceError as second:
+            log.error("could not record the failure: %s", second)
+
+    # The durable dirty map
+
+    def persist_extents(self, extents: Iterable[int]) -> None:
+        """Make the map's pages that hold these extents durable."""
+        self._persist({extent // EXTENTS_PER_PAGE for extent in extents})
+
+    def persist_map(self) -> None:
+        """Make the whole map durable: pages that hold something now, and pages that held something on disk."""
+        with self.books:
+            pages = {extent // EXTENTS_PER_PAGE for extents in self._maps() for extent in extents.extents()}
+        self._persist(pages | set(self._durable_map))
+
+    def _maps(self) -> tuple[DirtyMap, DirtyMap, DirtyMap]:
+        return self.dirty, self.unstable, self.flushing
+
+    def _persist(self, pages: set[int]) -> None:
+        if not pages:
+            return
+        with self._map_lock:
+            changed: dict[int, list[int]] = {}
+            for page in sorted(pages):
+                first = page * EXTENTS_PER_PAGE
+                with self.books:
+                    bits = [
+                        self.dirty.bits(extent) | self.unstable.bits(extent) | self.flushing.bits(extent)
+                        for extent in range(first, first + EXTENTS_PER_PAGE)
+                    ]
+                if bits != self._durable_map.get(page, CLEAN_PAGE):
+                    changed[page] = bits
+            self.store.write_map_pages((page, layout.encode_map_page(page, bits)) for page, bits in changed.items())
+            for page, bits in changed.items():
+                if any(bits):
+                    self._durable_map[page] = bits
+                else:
+                    self._durable_map.pop(page, None)
+
+    def not_in_step(self) -> DirtyMap:
+        """A copy of everything that may differ from the peer; call with the books held."""
+        union = DirtyMap(self.size_bytes)
+        for part in self._maps():
+            union.merge(part)
+        return union
+
+    def take_unstable_as_dirty(self) -> None:
+        """What the peer has not flushed may be lost there (invariant unstable-is-dirty); call with the books held."""
+        self.dirty.merge(self.unstable)
+        self.dirty.merge(self.flushing)
+        self.unstable.clear_all()
+        self.flushing.clear_all()
+
+
+def state_at_rest(superblock: Superblock, tracked: bool) -> DiskState:
+    """The disk state of a replica that is neither primary nor connected, served or not."""
+    if superblock.disk is not DiskState.UP_TO_DATE or not tracked or not superblock.met_peer:
+        return superblock.disk
+    left_behind = (DiskState.OUTDATED, DiskState.INCONSISTENT, DiskState.FAILED)
+    return DiskState.UP_TO_DATE if superblock.peer_disk in left_behind else DiskState.CONSISTENT
+
+
+def extents_of(offset: int, length: int) -> tuple[int, int]:
+    """First and last extent that a range touches."""
+    return offset // EXTENT_BYTES, (offset + max(length, 1) - 1) // EXTENT_BYTES

@@ -1,0 +1,186 @@
+"""Apply what the peer sends, and answer.
+
+One thread waits for all streams of a kind and applies plain writes itself: a hand-over to another thread costs more
+than the write. What waits for the disk (flushes, FUA writes beside others, reads) goes to a few workers, so that it
+holds up nobody else. The order of overlapping changes is the sender's business: it keeps a range locked until this
+side has answered.
+
+A disk error here is answered with its errno, and the peer then drops this replica: a full disk leaves it Outdated,
+any other error Failed (invariants flush, say-why).
+"""
+
+import logging
+from collections import deque
+from collections.abc import Callable
+
+import lz4.block
+
+from mirror.core import resync
+from mirror.core.errors import DeviceError, LinkLost, ProtocolError
+from mirror.core.limits import REQUEST_BYTES_MAX
+from mirror.core.states import DiskState
+from mirror.core.wire import Flag, Header, MessageType
+from mirror.link import Poller, Stream
+from mirror.primary import FULL
+from mirror.replica import Replica
+from mirror.runtime import Thread
+from mirror.session import Session
+
+log = logging.getLogger(__name__)
+
+# Flushes, FUA writes and reads that wait for the disk at one time.
+WORKERS = 4
+
+
+class Receiver:
+    """Serves one group of incoming streams of one session until it ends."""
+
+    def __init__(self, replica: Replica, session: Session, streams: list[Stream], name: str) -> None:
+        self._replica = replica
+        self._session = session
+        self._streams = streams
+        self._poller = Poller()
+        self._lock = replica.runtime.condition()
+        self._queue: deque[tuple[Stream, Header, memoryview]] = deque()
+        self._ended = False
+        self._threads: list[Thread] = [
+            replica.runtime.spawn(f"{name}-{i}", self._work) for i in range(min(WORKERS, len(streams)))
+        ]
+        self._threads.append(replica.runtime.spawn(name, self._serve))
+
+    def join(self) -> None:
+        """Wait until nothing of the ended session can touch the disk any more (invariant drain-before-next)."""
+        for thread in self._threads:
+            thread.join()
+
+    def _serve(self) -> None:
+        with self._poller as poller:
+            for stream in self._streams:
+                poller.add(stream)
+            try:
+                while not self._session.ended:
+                    ready = poller.wait()
+                    for stream in ready:
+                        self._receive(stream, alone=len(ready) == 1)
+            except (LinkLost, ProtocolError) as error:
+                self._session.end(error.message)
+            finally:
+                with self._lock:
+                    self._ended = True
+                    self._lock.notify_all()
+
+    def _receive(self, stream: Stream, alone: bool) -> None:
+        while True:
+            header, payload = stream.receive()
+            self._check(header, payload)
+            if header.flags & Flag.ACK_RECEIVED:
+                stream.send(MessageType.RECEIVED)
+            if _waits_for_disk(header, alone):
+                with self._lock:
+                    self._queue.append((stream, header, payload))
+                    self._lock.notify_all()
+                if stream.buffered:
+                    raise ProtocolError("a request behind one that was to be awaited")
+                return
+            self._answer(stream, header, payload)
+            if not stream.buffered:
+                return
+
+    def _work(self) -> None:
+        while True:
+            with self._lock:
+                self._lock.wait_for(lambda: self._queue or self._ended)
+                if not self._queue:
+                    return
+                stream, header, payload = self._queue.popleft()
+            try:
+                self._answer(stream, header, payload)
+            except (LinkLost, ProtocolError) as error:
+                self._session.end(error.message)
+
+    def _check(self, header: Header, payload: memoryview) -> None:
+        if header.type not in APPLY:
+            raise ProtocolError(f"a {header.type.name} message on a data stream")
+        if header.offset + header.length > self._replica.size_bytes or header.length > REQUEST_BYTES_MAX:
+            raise ProtocolError(f"a request for {header.length} bytes at {header.offset}, outside the volume")
+        if header.type == MessageType.WRITE and not header.flags & Flag.LZ4 and len(payload) != header.length:
+            raise ProtocolError(f"a write of {header.length} bytes with {len(payload)} bytes of data")
+
+    def _answer(self, stream: Stream, header: Header, payload: memoryview) -> None:
+        if self._session.ended:
+            raise LinkLost(self._session.reason)
+        answer: bytes | memoryview = b""
+        code = 0
+        try:
+            answer = APPLY[header.type](self._replica, header, payload)
+        except DeviceError as error:
+            code = error.errno
+            if header.type in (MessageType.WRITE, MessageType.ZERO, MessageType.TRIM, MessageType.FLUSH):
+                self._disk_error(error)
+        stream.send(MessageType.ANSWER, payload=answer, code=code)
+
+    def _disk_error(self, error: DeviceError) -> None:
+        self._session.disk_trouble = True
+        if error.errno not in FULL:
+            self._replica.fail(error)
+            return
+        log.error("%s; this replica drops out until there is room, and then catches up by a resync", error)
+        self._replica.failure = str(error)
+        if self._replica.superblock.disk is DiskState.UP_TO_DATE:
+            try:
+                self._replica.update(disk=DiskState.OUTDATED)
+            except DeviceError as second:
+                self._replica.fail(second)
+
+
+def _waits_for_disk(header: Header, alone: bool) -> bool:
+    if header.type in (MessageType.FLUSH, MessageType.READ):
+        return True
+    return bool(header.flags & Flag.FUA) and not alone
+
+
+def _write(replica: Replica, header: Header, payload: memoryview) -> bytes:
+    data: memoryview | bytes = payload
+    if header.flags & Flag.LZ4:
+        try:
+            data = lz4.block.decompress(payload, uncompressed_size=header.length)
+        except lz4.block.LZ4BlockError as error:
+            raise ProtocolError(f"compressed data that can't be read: {error}") from error
+        if len(data) != header.length:
+            raise ProtocolError(f"compressed data of {len(data)} bytes for {header.length}")
+    replica.store.write(data, header.offset, bool(header.flags & Flag.FUA))
+    return b""
+
+
+def _zero(replica: Replica, header: Header, payload: memoryview) -> bytes:
+    flags = header.flags
+    replica.store.zero(header.offset, header.length, bool(flags & Flag.MAY_TRIM), bool(flags & Flag.FUA))
+    return b""
+
+
+def _trim(replica: Replica, header: Header, payload: memoryview) -> bytes:
+    replica.store.trim(header.offset, header.length, bool(header.flags & Flag.FUA))
+    return b""
+
+
+def _flush(replica: Replica, header: Header, payload: memoryview) -> bytes:
+    replica.store.flush()
+    return b""
+
+
+def _read(replica: Replica, header: Header, payload: memoryview) -> bytes:
+    return replica.store.read(header.length, header.offset)
+
+
+def _sums(replica: Replica, header: Header, payload: memoryview) -> bytes:
+    return resync.encode_sums(resync.block_sums(replica.store.read(header.length, header.offset)))
+
+
+APPLY: dict[MessageType, Callable[[Replica, Header, memoryview], bytes]] = {
+    MessageType.WRITE: _write,
+    MessageType.ZERO: _zero,
+    MessageType.TRIM: _trim,
+    MessageType.FLUSH: _flush,
+    MessageType.READ: _read,
+    MessageType.SUMS: _sums,
+}

@@ -1,0 +1,154 @@
+"""The files of a replica: the only package that touches them.
+
+`DIR/meta` is the metadata (metadata_file.py says what it promises), `DIR/data` or a backing is the contents
+(data_file.py). Positioned system calls only, so threads share descriptors without locks; nothing is cached and nothing
+is copied. OSError becomes DeviceError with its errno, so that a full disk (ENOSPC) is not taken for a broken one.
+
+`create_replica_files` allocates all metadata and writes it: a full filesystem can still be logged to.
+"""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from mirror.core.errors import OperatorError
+from mirror.core.layout import Geometry, blank_log_record, encode_map_page
+from mirror.core.limits import EXTENTS_PER_PAGE, LOG_RING_RECORDS
+from mirror.runtime import Runtime
+from mirror.store.data_file import DataFile
+from mirror.store.files import failed, open_file, write_all
+from mirror.store.metadata_file import MetadataFile, adjacent
+
+DATA_NAME = "data"
+META_NAME = "meta"
+
+
+class Store:
+    """Both files of a replica; the calls go straight to `DataFile` and `MetadataFile`, whose docstrings hold."""
+
+    def __init__(self, metadata: MetadataFile, data: DataFile | None) -> None:
+        self._metadata = metadata
+        self._data = data
+        self.size_bytes = 0
+        self.read_superblock_copies = metadata.read_superblock_copies
+        self.write_superblock = metadata.write_superblock
+        self.read_log = metadata.read_log
+        self.write_log_record = metadata.write_log_record
+        self.reset_log = metadata.reset_log
+        self.read_map_page = metadata.read_map_page
+        self.read_map = metadata.read_map
+        self.write_map_pages = metadata.write_map_pages
+        if data is None:
+            return
+        self.data_fd = data.data_fd
+        self.can_fast_zero = data.can_fast_zero
+        self.read_into = data.read_into
+        self.read = data.read
+        self.write = data.write
+        self.flush = data.flush
+        self.zero = data.zero
+        self.trim = data.trim
+        self.extents = data.extents
+
+    @staticmethod
+    def open(
+        directory: Path, data_path: Path | None, size_bytes: int | None = None, runtime: Runtime | None = None
+    ) -> "Store":
+        """Open a replica's files; without `data_path` only the metadata, to be inspected.
+
+        Without `size_bytes` (the superblock has to be read first) `set_size` comes before data and map are touched.
+        Raises OperatorError for what is missing or too small, DeviceError.
+        """
+        runtime = runtime or Runtime()
+        metadata = MetadataFile(directory / META_NAME, runtime)
+        try:
+            store = Store(metadata, None if data_path is None else DataFile(data_path, runtime))
+        except BaseException:
+            metadata.close()
+            raise
+        try:
+            if size_bytes is not None:
+                store.set_size(size_bytes)
+        except BaseException:
+            store.close()
+            raise
+        return store
+
+    def set_size(self, size_bytes: int) -> None:
+        """The volume's size. Raises OperatorError when the data is smaller."""
+        if self._data is not None:
+            self._data.set_size(size_bytes)
+        self._metadata.geometry = Geometry(size_bytes)
+        self.size_bytes = size_bytes
+
+    def close(self) -> None:
+        self._metadata.close()
+        if self._data is not None:
+            self._data.close()
+
+
+def create_replica_files(directory: Path, size_bytes: int, backing: Path | None, superblock: bytes) -> None:
+    """Make `meta`, and `data` unless there is a backing, in a directory that exists; all durable when this returns.
+
+    The superblock comes last: files of an interrupted creation are never taken for a replica. What was made is removed
+    on failure. Raises OperatorError, DeviceError (ENOSPC when the metadata does not fit).
+    """
+    if backing is not None:
+        data = DataFile(backing, Runtime())
+        data.close()
+        if data.file_bytes < size_bytes:
+            raise OperatorError(
+                f"{backing} holds {data.file_bytes} bytes, fewer than the {size_bytes} of the volume",
+                remedy="make it larger, or the volume smaller",
+            )
+    made: list[Path] = []
+    try:
+        if backing is None:
+            _make(directory / DATA_NAME, made, lambda fd: os.ftruncate(fd, size_bytes))
+        _make(directory / META_NAME, made, lambda fd: _write_first_metadata(fd, size_bytes, superblock))
+        _sync_directory(directory)
+    except BaseException:
+        for path in made:
+            path.unlink(missing_ok=True)
+        raise
+
+
+def _make(path: Path, made: list[Path], fill: Callable[[int], None]) -> None:
+    """Make a file that must not exist, fill it, make it durable."""
+    try:
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    except FileExistsError:
+        raise OperatorError(f"{path} exists already", remedy="choose another directory, or destroy this one") from None
+    except OSError as error:
+        raise failed(path, "make", error) from error
+    made.append(path)
+    try:
+        fill(fd)
+        os.fsync(fd)
+    except OSError as error:
+        raise failed(path, "fill", error) from error
+    finally:
+        os.close(fd)
+
+
+def _write_first_metadata(fd: int, size_bytes: int, superblock: bytes) -> None:
+    geometry = Geometry(size_bytes)
+    os.posix_fallocate(fd, 0, geometry.metadata_bytes)
+    write_all(fd, blank_log_record() * LOG_RING_RECORDS, geometry.log_offset)
+    clean = [0] * EXTENTS_PER_PAGE
+    for first, run in adjacent((index, encode_map_page(index, clean)) for index in range(geometry.pages)):
+        write_all(fd, b"".join(run), geometry.map_page_offset(first))
+    os.fdatasync(fd)
+    for offset in geometry.superblock_offsets:
+        write_all(fd, superblock, offset)
+
+
+def _sync_directory(directory: Path) -> None:
+    """Make the names in it durable."""
+    fd = open_file(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(fd)
+    except OSError as error:
+        raise failed(directory, "flush", error) from error
+    finally:
+        os.close(fd)

@@ -1,0 +1,305 @@
+"""The volume's contents: a sparse file, a backing file or a block device.
+
+Promises
+- A write returns when all of it is in the page cache, a durable one (RWF_DSYNC) when it is on the disk.
+- After `zero` and `trim` the range reads as zeroes, whatever the file can do: a hole, an unwritten extent, or zeroes
+  that are written.
+- The first failed write-back is final: every later `flush` and durable write fails too (invariant flush). Linux tells
+  each open file description of a failed write-back once and forgets it, so those that could take the news from each
+  other have a description of their own: flushes share one and come in turn, each running durable write has another.
+
+What lost: O_DIRECT (70 µs a write instead of 1, and readers without a cache), `fdatasync` after each durable write (it
+flushes what others wrote, too), mmap (a page that can't be read is a signal, not an error).
+"""
+
+import ctypes
+import errno as codes
+import fcntl
+import os
+import stat
+import struct
+from pathlib import Path
+
+from mirror.core.errors import DeviceError, OperatorError
+from mirror.core.limits import BLOCK_BYTES, DURABLE_DESCRIPTORS, EXTENTS_ANSWER_MAX, ZERO_PIECE_BYTES
+from mirror.runtime import Runtime
+from mirror.store.files import Buffer, failed, open_file, read_all, write_all
+
+_ZEROES = memoryview(bytes(ZERO_PIECE_BYTES))
+_BLKGETSIZE64 = 0x80081272
+
+# fallocate(2); Python has only posix_fallocate, which knows no modes.
+_KEEP_SIZE, _PUNCH_HOLE, _ZERO_RANGE = 0x01, 0x02, 0x10
+_HOLE = (_PUNCH_HOLE | _KEEP_SIZE,)
+_UNWRITTEN = (_ZERO_RANGE | _KEEP_SIZE,)
+# tmpfs knows no ZERO_RANGE; a hole that is allocated again reads as zeroes, too.
+_HOLE_THEN_ALLOCATED = (_PUNCH_HOLE | _KEEP_SIZE, _KEEP_SIZE)
+# What a way to zero a range takes: the modes of successive fallocate calls.
+Ways = tuple[tuple[int, ...], ...]
+_NEVER_POSSIBLE = (codes.EOPNOTSUPP, codes.ENOSYS)
+_NOT_POSSIBLE_HERE = (*_NEVER_POSSIBLE, codes.EINVAL)
+
+_libc_fallocate = ctypes.CDLL(None, use_errno=True).fallocate
+_libc_fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
+
+
+def _fallocate(fd: int, mode: int, offset: int, length: int) -> None:
+    while _libc_fallocate(fd, mode, offset, length):
+        number = ctypes.get_errno()
+        if number != codes.EINTR:
+            raise OSError(number, os.strerror(number))
+
+
+class DataFile:
+    """An open data file; `size_bytes` of it are the volume."""
+
+    def __init__(self, path: Path, runtime: Runtime) -> None:
+        self.path = path
+        self.size_bytes = 0
+        self.data_fd = open_file(path, os.O_RDWR)
+        self._durable_fds: list[int] = []
+        try:
+            self._durable_fds.extend(self._reopen() for _ in range(DURABLE_DESCRIPTORS))
+            kind = os.fstat(self.data_fd).st_mode
+            if not (stat.S_ISREG(kind) or stat.S_ISBLK(kind)):
+                raise OperatorError(f"{path} is neither a file nor a block device", remedy="name another backing")
+            self.is_device = stat.S_ISBLK(kind)
+            self.file_bytes = self._measure()
+        except BaseException:
+            self.close()
+            raise
+        self._ways_to_trim: Ways = (_HOLE, _UNWRITTEN)
+        self._ways_to_zero: Ways = (_UNWRITTEN,) if self.is_device else (_UNWRITTEN, _HOLE_THEN_ALLOCATED)
+        self.can_fast_zero = self._probe_fast_zero()
+        self._flush_lock = runtime.lock()
+        # What the first failed write-back was: never forgotten.
+        self._lost: tuple[str, OSError] | None = None
+
+    def _reopen(self) -> int:
+        """Another open file description of the very same file."""
+        try:
+            return os.open(f"/proc/self/fd/{self.data_fd}", os.O_RDWR | os.O_CLOEXEC)
+        except OSError as error:
+            raise self._failed("open once more", error) from error
+
+    def _measure(self) -> int:
+        try:
+            if self.is_device:
+                return int(struct.unpack("Q", fcntl.ioctl(self.data_fd, _BLKGETSIZE64, bytes(8)))[0])
+            return os.fstat(self.data_fd).st_size
+        except OSError as error:
+            raise self._failed("measure", error) from error
+
+    def _probe_fast_zero(self) -> bool:
+        """Whether zeroing costs less than writing."""
+        if self.is_device:
+            return self._device_zeroes_by_itself()
+        try:
+            # A hole behind the end changes nothing.
+            _fallocate(self.data_fd, *_HOLE, -(-self.file_bytes // BLOCK_BYTES) * BLOCK_BYTES, BLOCK_BYTES)
+        except OSError:
+            return False
+        return True
+
+    def _device_zeroes_by_itself(self) -> bool:
+        number = os.fstat(self.data_fd).st_rdev
+        device = Path(f"/sys/dev/block/{os.major(number)}:{os.minor(number)}").resolve()
+        for queue in (device / "queue", device.parent / "queue"):
+            try:
+                return int((queue / "write_zeroes_max_bytes").read_text()) > 0
+            except (OSError, ValueError):
+                # A partition has no queue of its own: its disk's is asked next.
+                continue
+        return False
+
+    def set_size(self, size_bytes: int) -> None:
+        """Serve this many bytes; the file must have them."""
+        if self.file_bytes < size_bytes:
+            raise OperatorError(
+                f"{self.path} holds {self.file_bytes} bytes, the volume has {size_bytes}: it was truncated or replaced",
+                remedy="restore it, or make a new replica with `nbdmirror create --join` beside a good peer",
+            )
+        self.size_bytes = size_bytes
+
+    def close(self) -> None:
+        for fd in (self.data_fd, *self._durable_fds):
+            os.close(fd)
+        self._durable_fds.clear()
+
+    def _failed(self, operation: str, error: OSError) -> DeviceError:
+        return failed(self.path, operation, error)
+
+    def _check(self, offset: int, length: int) -> None:
+        if offset < 0 or length < 0 or offset + length > self.size_bytes:
+            raise ValueError(f"{offset}+{length} is outside the volume of {self.size_bytes} bytes")
+
+    # Reading
+
+    def read_into(self, buffer: bytearray | memoryview, offset: int) -> None:
+        """Fill the buffer."""
+        length = memoryview(buffer).nbytes
+        if offset < 0 or offset + length > self.size_bytes:
+            self._check(offset, length)
+        try:
+            done = os.preadv(self.data_fd, (buffer,), offset)
+            if done != length:
+                self._read_rest(memoryview(buffer).cast("B")[done:], offset + done)
+        except OSError as error:
+            raise self._failed("read", error) from error
+
+    def _read_rest(self, rest: memoryview, offset: int) -> None:
+        while rest:
+            done = os.preadv(self.data_fd, (rest,), offset)
+            if not done:
+                raise OSError(codes.EIO, "the file ends within the volume")
+            rest = rest[done:]
+            offset += done
+
+    def read(self, length: int, offset: int) -> bytes:
+        self._check(offset, length)
+        try:
+            contents = read_all(self.data_fd, length, offset)
+            if len(contents) != length:
+                raise OSError(codes.EIO, "the file ends within the volume")
+        except OSError as error:
+            raise self._failed("read", error) from error
+        return contents
+
+    # Writing
+
+    def write(self, buffer: Buffer, offset: int, durable: bool = False) -> None:
+        """Write the buffer; durable: it is on the disk when this returns."""
+        length = memoryview(buffer).nbytes
+        if offset < 0 or offset + length > self.size_bytes:
+            self._check(offset, length)
+        if durable:
+            self._write_durable(buffer, offset)
+            return
+        try:
+            done = os.pwrite(self.data_fd, buffer, offset)
+            if done != length:
+                write_all(self.data_fd, memoryview(buffer).cast("B")[done:], offset + done)
+        except OSError as error:
+            raise self._failed("write", error) from error
+
+    def _write_durable(self, buffer: Buffer, offset: int) -> None:
+        self._raise_lost()
+        try:
+            fd = self._durable_fds.pop()
+        except IndexError:
+            # More durable writes at once than there are descriptions.
+            self._write_then_flush(buffer, offset)
+            return
+        try:
+            write_all(fd, buffer, offset, os.RWF_DSYNC)
+        except OSError as error:
+            if error.errno not in (codes.ENOSPC, codes.EDQUOT):
+                self._lost = ("durable write", error)
+                raise self._failed("durable write", error) from error
+            # Full before anything was written, or at the write-back, which is a loss: the flush, which has not been
+            # told yet, knows which.
+            self._write_then_flush(buffer, offset)
+        finally:
+            self._durable_fds.append(fd)
+        self._raise_lost()
+
+    def _write_then_flush(self, buffer: Buffer, offset: int) -> None:
+        self.write(buffer, offset)
+        self.flush()
+
+    def flush(self) -> None:
+        """Make everything written so far durable. Once this has failed it never succeeds again."""
+        with self._flush_lock:
+            self._raise_lost()
+            try:
+                os.fdatasync(self.data_fd)
+            except OSError as error:
+                self._lost = ("flush", error)
+            self._raise_lost()
+
+    def _raise_lost(self) -> None:
+        if self._lost is not None:
+            operation, error = self._lost
+            raise self._failed(operation, error) from error
+
+    # Zeroes
+
+    def trim(self, offset: int, length: int, durable: bool = False) -> None:
+        """Give the space back where possible; the range reads as zeroes in any case."""
+        self.zero(offset, length, True, durable)
+
+    def zero(self, offset: int, length: int, may_trim: bool, durable: bool = False) -> None:
+        """The range reads as zeroes; its space is given back only if `may_trim`."""
+        self._check(offset, length)
+        try:
+            if self.is_device:
+                self._zero_device(offset, offset + length, may_trim)
+            elif length:
+                self._zero_range(offset, length, may_trim)
+        except OSError as error:
+            raise self._failed("trim" if may_trim else "zero", error) from error
+        if durable:
+            self.flush()
+
+    def _zero_device(self, start: int, end: int, may_trim: bool) -> None:
+        """Devices zero whole sectors only; the ends of the range are written."""
+        first = min(-(-start // BLOCK_BYTES) * BLOCK_BYTES, end)
+        last = max(end // BLOCK_BYTES * BLOCK_BYTES, first)
+        self._write_zeroes(start, first - start)
+        if last > first:
+            self._zero_range(first, last - first, may_trim)
+        self._write_zeroes(last, end - last)
+
+    def _zero_range(self, offset: int, length: int, may_trim: bool) -> None:
+        for way in self._ways_to_trim if may_trim else self._ways_to_zero:
+            try:
+                for mode in way:
+                    _fallocate(self.data_fd, mode, offset, length)
+                return
+            except OSError as error:
+                if error.errno not in _NOT_POSSIBLE_HERE:
+                    raise
+                if error.errno in _NEVER_POSSIBLE:
+                    self._ways_to_trim = tuple(one for one in self._ways_to_trim if one != way)
+                    self._ways_to_zero = tuple(one for one in self._ways_to_zero if one != way)
+        self._write_zeroes(offset, length)
+
+    def _write_zeroes(self, offset: int, length: int) -> None:
+        end = offset + length
+        while offset < end:
+            piece = min(end - offset, ZERO_PIECE_BYTES)
+            write_all(self.data_fd, _ZEROES[:piece], offset)
+            offset += piece
+
+    # Holes
+
+    def extents(self, offset: int, length: int) -> list[tuple[int, int, bool]]:
+        """(offset, length, hole) from `offset` on, without gaps; EXTENTS_ANSWER_MAX of them may not reach the end."""
+        self._check(offset, length)
+        found: list[tuple[int, int, bool]] = []
+        at, end = offset, offset + length
+        try:
+            while at < end and len(found) < EXTENTS_ANSWER_MAX:
+                data = self._seek(at, os.SEEK_DATA, end)
+                if data > at:
+                    found.append((at, data - at, True))
+                    at = data
+                    continue
+                # At least to the next block, lest a hole that is punched meanwhile makes this stand still.
+                hole = max(self._seek(at, os.SEEK_HOLE, end), min((at // BLOCK_BYTES + 1) * BLOCK_BYTES, end))
+                found.append((at, hole - at, False))
+                at = hole
+        except OSError as error:
+            raise self._failed("seek in", error) from error
+        return found
+
+    def _seek(self, at: int, what: int, end: int) -> int:
+        """Where data or a hole begins, at most `end`; a device is all data."""
+        if self.is_device:
+            return at if what == os.SEEK_DATA else end
+        try:
+            return min(os.lseek(self.data_fd, at, what), end)
+        except OSError as error:
+            if error.errno == codes.ENXIO:
+                return end
+            raise

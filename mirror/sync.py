@@ -1,0 +1,196 @@
+"""Resync, driven by its source: copy the dirty blocks to the target.
+
+Each chunk is locked like a write (invariant same-order): the source reads it, asks the target for the checksums of
+its blocks, and sends only those that differ; zero blocks travel as a range. A copied block is as unstable as a
+written one until both replicas have flushed (invariants unstable-is-dirty, clear-after-stable), so an interruption at
+any point leaves it dirty, and a resync goes on where it was. The target becomes UpToDate only by the source's last
+word, after a flush of both.
+"""
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import lz4.block
+
+from mirror.core import resync
+from mirror.core.errors import LinkLost, MirrorError, PeerError, ProtocolError
+from mirror.core.limits import RESYNC_CHUNK_BYTES, RESYNC_STABLE_BYTES, SYNC_STREAMS
+from mirror.core.resync import Action, Compression, Progress
+from mirror.core.wire import Flag, MessageType
+from mirror.link import Stream
+from mirror.primary import Primary, describe_errno
+from mirror.replica import Replica
+from mirror.runtime import Thread
+from mirror.session import Session
+
+log = logging.getLogger(__name__)
+
+# The target's last word takes two durable superblocks and a map.
+FINISH_TIMEOUT_S = 20.0
+
+
+class SyncSource:
+    """One resync as its source, in threads of its own. `on_done` is called when the target is UpToDate."""
+
+    def __init__(self, primary: Primary, session: Session, on_done: Callable[[Session], None]) -> None:
+        self._on_done = on_done
+        self._primary = primary
+        self._replica: Replica = primary.replica
+        self._runtime = primary.replica.runtime
+        self._session = session
+        self._cursor = 0
+        self._since_stable = 0
+        self._running = 0
+        self.sent_bytes = 0
+        self.skipped_bytes = 0
+        self.started_at = self._runtime.wall_time_s()
+        self._started_s = self._runtime.now_s()
+        with self._replica.books:
+            self.total_bytes = self._replica.dirty.dirty_bytes
+        self.progress = Progress(self.total_bytes)
+        self._compression = Compression()
+        self._reported_s = 0.0
+        self._threads: list[Thread] = []
+
+    def start(self) -> None:
+        self._running = SYNC_STREAMS
+        self._threads = [self._runtime.spawn(f"resync-{i}", self._copy) for i in range(SYNC_STREAMS)]
+
+    def join(self) -> None:
+        for thread in self._threads:
+            thread.join()
+
+    def _copy(self) -> None:
+        """Body of each of the resync threads; the last one to run out of work finishes the resync."""
+        try:
+            stream = self._session.borrow_sync()
+            while (chunk := self._next()) is not None:
+                self._copy_chunk(stream, *chunk)
+                self._report()
+                self._stabilise_at_times()
+            with self._replica.books:
+                self._running -= 1
+                last = self._running == 0
+            if last:
+                self._finish()
+        except MirrorError as error:
+            self._session.disk_trouble = not isinstance(error, LinkLost)
+            self._session.end(f"the resync stopped: {error.message}")
+
+    def _next(self) -> tuple[int, int] | None:
+        with self._replica.books:
+            run = self._replica.dirty.next_run(self._cursor, RESYNC_CHUNK_BYTES)
+            if run is not None:
+                self._cursor = run[0] + run[1]
+            return run
+
+    def _copy_chunk(self, stream: Stream, offset: int, length: int) -> None:
+        ranges = self._primary.lock_range(offset, length)
+        try:
+            content = memoryview(self._replica.store.read(length, offset))
+            local = resync.block_sums(content)
+            remote = resync.decode_sums(self._ask(stream, MessageType.SUMS, offset, length), length)
+            for action, at, size in resync.classify_blocks(local, remote, offset):
+                if action is Action.SKIP:
+                    self.skipped_bytes += size
+                elif action is Action.ZERO:
+                    self._ask(stream, MessageType.ZERO, at, size, flags=Flag.RESYNC | Flag.MAY_TRIM)
+                    self.skipped_bytes += size
+                else:
+                    self._send(stream, at, content[at - offset : at - offset + size])
+                    self.sent_bytes += size
+            with self._replica.books:
+                self._replica.dirty.clear(offset, length)
+                self._replica.unstable.mark(offset, length)
+                self._since_stable += length
+                self.progress.advance(length, self._runtime.now_s() - self._started_s)
+        finally:
+            self._primary.unlock_range(ranges)
+
+    def _send(self, stream: Stream, offset: int, content: memoryview) -> None:
+        length = len(content)
+        if self._compression.wanted():
+            started_s = self._runtime.now_s()
+            packed = lz4.block.compress(content, store_size=False)
+            packed_s = self._runtime.now_s()
+            smaller = len(packed) < length
+            flags = Flag.RESYNC | (Flag.LZ4 if smaller else 0)
+            self._ask(stream, MessageType.WRITE, offset, length, packed if smaller else content, flags)
+            self._compression.packed(length, len(packed), packed_s - started_s, self._runtime.now_s() - packed_s)
+        else:
+            started_s = self._runtime.now_s()
+            self._ask(stream, MessageType.WRITE, offset, length, content, Flag.RESYNC)
+            self._compression.plain(length, self._runtime.now_s() - started_s)
+
+    def _ask(
+        self,
+        stream: Stream,
+        kind: MessageType,
+        offset: int,
+        length: int,
+        payload: bytes | memoryview = b"",
+        flags: int = Flag.RESYNC,
+    ) -> memoryview:
+        stream.send(kind, flags, offset, length, payload)
+        header, answer = stream.receive()
+        if header.type is not MessageType.ANSWER:
+            raise ProtocolError(f"a {header.type.name} message where an answer was due")
+        if header.code:
+            raise PeerError(f"the peer's disk answered {describe_errno(header.code)}")
+        return answer
+
+    def _stabilise_at_times(self) -> None:
+        with self._replica.books:
+            due = self._since_stable >= RESYNC_STABLE_BYTES
+            if due:
+                self._since_stable = 0
+        if due:
+            self._primary.flushes.run_round()
+            self._replica.persist_map()
+
+    def _report(self) -> None:
+        now_s = self._runtime.now_s()
+        with self._replica.books:
+            due = now_s - self._reported_s >= 0.5
+            if due:
+                self._reported_s = now_s
+        if due:
+            self._session.notify("sync_progress", **self.status())
+
+    def status(self) -> dict[str, Any]:
+        return {
+            "done_bytes": self.progress.done_bytes,
+            "total_bytes": self.progress.total_bytes,
+            "bytes_per_s": round(self.progress.bytes_per_s),
+            "eta_s": self.progress.eta_s,
+        }
+
+    def result(self) -> dict[str, Any]:
+        return {
+            "started": self.started_at,
+            "dirty_bytes": self.total_bytes,
+            "sent_bytes": self.sent_bytes,
+            "skipped_bytes": self.skipped_bytes,
+            "seconds": round(self._runtime.now_s() - self._started_s, 3),
+        }
+
+    def _finish(self) -> None:
+        replica, session = self._replica, self._session
+        with replica.books:
+            left = replica.dirty.dirty_bytes
+        if left:
+            raise PeerError(f"{left} bytes became dirty during the resync")
+        self._primary.flushes.run_round()
+        known = replica.superblock
+        result = self.result()
+        session.request(
+            "sync_finished", FINISH_TIMEOUT_S, current=known.current, history=list(known.history), result=result
+        )
+        self._primary.in_step(session, last_resync=result)
+        replica.persist_map()
+        self._on_done(session)
+        log.info(
+            "resync done: %d bytes were dirty, %d sent, %d equal or zero, %.1f s",
+            self.total_bytes, self.sent_bytes, self.skipped_bytes, result["seconds"],
+        )  # fmt: skip

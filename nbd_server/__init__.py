@@ -1,0 +1,1 @@
+"""A replica as a server: nbdkit's plugin and its parent process, configuration, control socket."""

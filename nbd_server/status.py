@@ -1,0 +1,125 @@
+"""The state of a served replica as `nbdmirror status` shows it: one dictionary with documented, stable keys."""
+
+import datetime
+from collections.abc import Mapping
+from typing import Any
+
+from mirror.core.states import ConnectionState, DiskState
+from mirror.peer import Peer
+from mirror.primary import Primary
+from mirror.replica import Replica
+from nbd_server.config import Config, is_loopback
+
+SYNCING = (ConnectionState.SYNC_SOURCE, ConnectionState.SYNC_TARGET)
+
+
+def of_server(
+    config: Config,
+    replica: Replica,
+    primary: Primary,
+    peer: Peer | None,
+    clients: dict[str, int],
+    notes: list[str],
+) -> dict[str, Any]:
+    """Everything about a replica that is being served; docs/operations.md describes each key."""
+    known = replica.superblock
+    session = peer.session if peer is not None else None
+    connected = session is not None and not session.ended
+    with replica.books:
+        dirty_bytes = replica.dirty.dirty_bytes
+        activity_log = {
+            "extents": replica.log.slots,
+            "used": replica.log.used,
+            "hits": replica.log.hits,
+            "misses": replica.log.misses,
+        }
+    return {
+        "name": config.name,
+        "size": replica.size_bytes,
+        "serving": True,
+        "role": replica.role.value,
+        "disk": replica.disk_state(connected).value,
+        "connection": (peer.state if peer is not None else ConnectionState.STANDALONE).value,
+        "peer": _peer(config, replica, peer),
+        "protocol": config.protocol,
+        "generation": f"{known.current:016x}",
+        "dirty_bytes": dirty_bytes,
+        "resync": _resync(peer),
+        "last_resync": last_resync(known.last_resync),
+        "activity_log": activity_log,
+        "io": primary.trace.counters(),
+        "latency": primary.trace.latency(),
+        "clients": clients,
+        "warnings": [*notes, *_disk_warnings(replica, primary), *_peer_warnings(config, replica, peer)],
+    }
+
+
+def last_resync(record: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """The superblock's note of the last resync, its start as ISO time."""
+    if record is None:
+        return None
+    return {**record, "started": iso_time(float(record["started"]))}
+
+
+def iso_time(seconds: float) -> str:
+    return datetime.datetime.fromtimestamp(seconds, datetime.UTC).isoformat(timespec="seconds")
+
+
+def _peer(config: Config, replica: Replica, peer: Peer | None) -> dict[str, Any]:
+    if peer is None:
+        return {"address": None, "role": None, "disk": None}
+    address, session = str(config.peer), peer.session
+    if session is None or session.ended:
+        # All that is known of a peer out of reach is what was recorded when it was left behind.
+        disk = replica.superblock.peer_disk
+        return {"address": address, "role": None, "disk": None if disk in (None, DiskState.UP_TO_DATE) else disk.value}
+    disk = session.peer.disk
+    if peer.state is ConnectionState.SYNC_SOURCE:
+        disk = DiskState.INCONSISTENT
+    elif disk is DiskState.CONSISTENT or peer.state is ConnectionState.CONNECTED:
+        disk = DiskState.FAILED if disk is DiskState.FAILED else DiskState.UP_TO_DATE
+    return {"address": address, "role": session.peer.role.value, "disk": disk.value}
+
+
+def _resync(peer: Peer | None) -> dict[str, Any] | None:
+    if peer is None or peer.state not in SYNCING:
+        return None
+    source, progress = peer.source, peer.target_progress
+    if peer.state is ConnectionState.SYNC_SOURCE and source is not None:
+        return {"direction": "to the peer", **source.status()}
+    unknown = {"done_bytes": 0, "total_bytes": 0, "bytes_per_s": 0, "eta_s": None}
+    return {"direction": "from the peer", **(progress or unknown)}
+
+
+def _disk_warnings(replica: Replica, primary: Primary) -> list[str]:
+    warnings = []
+    if replica.failed:
+        warnings.append(f"this replica's disk is Failed: {replica.failure or 'found so at the start'}")
+    elif replica.failure:
+        warnings.append(f"this replica's disk had an error: {replica.failure}")
+    if primary.peer_only:
+        warnings.append("the volume goes on through the peer's copy alone")
+    if primary.read_errors:
+        warnings.append(f"{primary.read_errors} read errors of this disk were answered from the peer")
+    return warnings
+
+
+def _peer_warnings(config: Config, replica: Replica, peer: Peer | None) -> list[str]:
+    if peer is None:
+        return ["this volume stands alone: it has no redundancy"]
+    warnings = []
+    session = peer.session
+    if session is None or session.ended:
+        since = replica.superblock.redundancy_lost_at
+        lost = f"redundancy is lost since {iso_time(since)}" if since else "not connected to the peer"
+        warnings.append(f"{lost}: {peer.reason}")
+    elif peer.state in SYNCING:
+        warnings.append("redundancy is incomplete until the resync ends")
+    if replica.disk_state(session is not None) is DiskState.CONSISTENT:
+        warnings.append("this replica was in step when the link was lost; it can't know whether the peer moved on")
+    warnings.extend(
+        f"the mirror's traffic at {address} is neither encrypted nor authenticated (--insecure)"
+        for address in (config.listen, config.peer)
+        if address is not None and not is_loopback(address)
+    )
+    return warnings

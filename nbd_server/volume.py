@@ -1,0 +1,591 @@
+"""One replica's life: open, role changes, close.
+
+Roles change inside the running process. Every change takes `_role_lock`, asks the tables of `mirror.core.states`
+whether it may be, makes itself durable, and only then opens or closes the gate through which requests reach the
+mirror.
+"""
+
+import dataclasses
+import logging
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mirror.opening import open_replica
+
+from mirror.core import generation, states
+from mirror.core.errors import LinkLost, MirrorError, NotPrimary, OperatorError
+from mirror.core.generation import Action, Kind
+from mirror.core.states import ConnectionState, DiskState, Refused, Role
+from mirror.peer import Peer, Settings
+from mirror.primary import Gate, Primary
+from mirror.replica import Replica
+from mirror.runtime import Runtime
+from mirror.session import Session
+from mirror.trace import Trace
+from nbd_server import control, status
+from nbd_server.config import Config, load
+from nbd_server.lease import Lease
+
+log = logging.getLogger(__name__)
+
+# Running requests get this long to end before a role change gives up; a slow disk needs more than a peer timeout.
+DRAIN_TIMEOUT_S = 10.0
+# A running handshake is waited for beyond `wait_for_peer_s`, because its outcome decides.
+HANDSHAKE_PATIENCE_S = 10.0
+# The peer answers role questions at once or is gone.
+ROLE_REQUEST_TIMEOUT_S = 5.0
+SWITCH_TIMEOUT_S = 25.0
+# A dead peer is noticed within milliseconds unless its whole machine is gone.
+PROMOTE_PATIENCE_S = 0.5
+
+
+@dataclass(frozen=True)
+class StartOptions:
+    """How `serve` was asked to start. `resume`: nbdkit died and its parent starts it again; `memory_kept`: the parent
+    has proven with a descriptor held since before that nothing written was forgotten."""
+
+    primary: bool = False
+    insecure: bool = False
+    shared: bool = False
+    memory_kept: bool = False
+    resume: bool = False
+
+
+class Volume:
+    """A served replica; the plugin's requests and the operator's commands end here."""
+
+    def __init__(
+        self,
+        directory: Path,
+        config: Config,
+        options: StartOptions,
+        runtime: Runtime,
+        replica: Replica,
+        cut_connections: Callable[[], None],
+        notes: list[str],
+    ) -> None:
+        self.name = config.name
+        self.size_bytes = replica.size_bytes
+        self.can_fast_zero = replica.store.can_fast_zero
+        self._directory = directory
+        self._config = config
+        self._options = options
+        self._runtime = runtime
+        self._replica = replica
+        self._cut_connections = cut_connections
+        self._notes = notes
+        self._trace = Trace()
+        self._primary = Primary(replica, config.protocol, self._trace)
+        self._lease = Lease(runtime, options.shared or config.shared)
+        self._role_lock = runtime.lock()
+        self._peer: Peer | None = None
+        self._stopping = False
+        self._control = control.ControlServer(directory / control.FILE_NAME, self._command, runtime)
+        self.read_into = self._primary.read_into
+        self.write = self._primary.write
+        self.flush = self._primary.flush
+        self.zero = self._primary.zero
+        self.trim = self._primary.trim
+
+    @staticmethod
+    def open(directory: Path, options: StartOptions, runtime: Runtime, cut_connections: Callable[[], None]) -> "Volume":
+        """Read the replica's files and recover them. Raises MirrorError that names what is wrong and the remedy."""
+        config = load(directory)
+        replica, notes = open_replica(
+            runtime,
+            directory,
+            config.data_path(directory),
+            name=config.name,
+            protocol=config.protocol,
+            log_slots=config.activity_log_extents,
+            tracked=config.peer is not None,
+            memory_kept=options.memory_kept,
+        )
+        for note in notes:
+            log.warning("%s", note)
+        return Volume(directory, config, options, runtime, replica, cut_connections, notes)
+
+    # The start
+
+    def start(self) -> None:
+        """Decide the role and take it up. Raises OperatorError when this replica must not start so."""
+        self._control.start()
+        if self._config.listen is None or self._config.peer is None:
+            self._start_alone()
+            return
+        settings = Settings(
+            (self._config.listen.host, self._config.listen.port),
+            (self._config.peer.host, self._config.peer.port),
+            self._config.protocol,
+            self._config.peer_timeout_s,
+            self._config.disk_timeout_s,
+        )
+        self._peer = Peer(self._replica, self._primary, settings, self._answer_peer)
+        was_primary = self._replica.crashed_primary
+        self._peer.start()
+        if self._options.resume:
+            if was_primary:
+                self._resume_primary()
+        elif self._options.primary:
+            refusal = self._become_primary_at_start(resume=False)
+            if refusal is not None:
+                self._peer.stop()
+                raise refusal
+
+    def _start_alone(self) -> None:
+        if self._replica.failed:
+            raise OperatorError(
+                "this replica's disk is Failed and the volume stands alone",
+                remedy="replace the disk and restore a backup, or `nbdmirror invalidate --force` after a check",
+            )
+        self._take_role_alone()
+
+    def _resume_primary(self) -> None:
+        refusal = self._become_primary_at_start(resume=True)
+        if refusal is not None:
+            log.warning("not primary again after nbdkit died: %s", refusal)
+            self._notes.append(f"nbdkit died while this replica was primary, and it did not resume: {refusal.message}")
+
+    def _become_primary_at_start(self, resume: bool) -> OperatorError | None:
+        """Ask the peer, then become primary, or say why not."""
+        peer = self._peer
+        assert peer is not None
+        self._wait_for_first_answer(peer)
+        with self._role_lock:
+            if self._stopping:
+                return OperatorError("the start was cut short by a stop")
+            session = peer.session
+            theirs = session.peer if session is not None else peer.seen
+            outcome = peer.outcome
+            if theirs is not None and theirs.role is Role.PRIMARY:
+                return OperatorError("the peer is primary", remedy="start without --primary, or `switch` afterwards")
+            if session is None and outcome is not None and outcome.action is Action.SPLIT_BRAIN:
+                return OperatorError(f"{outcome.rule}: {outcome.reason}", remedy=outcome.remedy)
+            if outcome is not None and outcome.action in (Action.TARGET_BITMAP, Action.TARGET_FULL):
+                return OperatorError(
+                    f"the peer is newer ({outcome.rule}: {outcome.reason})",
+                    remedy="start without --primary and let it catch up; then `nbdmirror switch`",
+                )
+            verdict = self._may_promote(force=False)
+            if isinstance(verdict, Refused):
+                return verdict.error()
+            if session is not None:
+                try:
+                    self._promote_connected(session)
+                    return None
+                except LinkLost as error:
+                    return OperatorError(f"the peer went away during the start: {error.message}", remedy="try again")
+            known_behind = self._replica.superblock.peer_disk in (
+                DiskState.OUTDATED,
+                DiskState.INCONSISTENT,
+                DiskState.FAILED,
+            )
+            if resume and theirs is None and not known_behind:
+                return OperatorError(
+                    "the peer does not answer, so nobody knows whether it moved on",
+                    remedy="`nbdmirror promote` if the peer is not primary",
+                )
+            if theirs is None:
+                text = (
+                    "the peer does not answer; this replica is primary alone and nobody knows whether it is the newest"
+                )
+                log.warning(text)
+                self._notes.append(text)
+            self._take_role_alone()
+        peer.redial()
+        return None
+
+    def _wait_for_first_answer(self, peer: Peer) -> None:
+        deadline_s = self._runtime.now_s() + self._config.wait_for_peer_s
+
+        def answered() -> bool:
+            return self._stopping or peer.session is not None or peer.decided
+
+        with peer.changed:
+            peer.changed.wait_for(answered, self._config.wait_for_peer_s)
+            patience_s = deadline_s + HANDSHAKE_PATIENCE_S - self._runtime.now_s()
+            peer.changed.wait_for(lambda: answered() or peer.state is not ConnectionState.HANDSHAKE, patience_s)
+
+    # Taking and leaving the primary's role; call with the role lock held
+
+    def _may_promote(self, force: bool) -> states.Verdict:
+        peer = self._peer
+        connection = peer.state if peer is not None else ConnectionState.STANDALONE
+        session = peer.session if peer is not None else None
+        disk = self._replica.disk_state(connected=session is not None)
+        return states.may_promote(disk, connection, session.peer.role if session is not None else None, force)
+
+    def _take_role_alone(self) -> None:
+        """Become primary without the peer: a history of its own begins, durably, before the first request."""
+        replica = self._replica
+        replica.store.flush()
+        known = replica.superblock
+        new = self._runtime.random_number()
+        # While no peer is configured nothing tracks what changes: a peer that comes later gets everything (duty g7).
+        moved = generation.moved_on(known, new) if replica.tracked else generation.untracked(known, new)
+        replica.update(
+            **moved._asdict(),
+            kind=Kind.ESTABLISHED,
+            volume_id=known.replica_id if known.volume_id == generation.NO_VOLUME else known.volume_id,
+            disk=DiskState.UP_TO_DATE,
+            peer_disk=DiskState.OUTDATED if known.met_peer else None,
+            redundancy_lost_at=known.redundancy_lost_at or self._runtime.wall_time_s(),
+            primary=True,
+            clean=False,
+        )
+        self._primary.alone_is_recorded()
+        self._serve_as_primary()
+
+    def _promote_connected(self, session: Session) -> None:
+        session.request("may_promote", ROLE_REQUEST_TIMEOUT_S)
+        self._replica.store.flush()
+        self._replica.update(primary=True, clean=False)
+        self._serve_as_primary()
+
+    def _serve_as_primary(self) -> None:
+        self._primary.flushes.needed = True
+        self._replica.role = Role.PRIMARY
+        self._primary.set_gate(Gate.OPEN)
+        if self._peer is not None:
+            self._peer.tell_state()
+        log.info("this replica is primary")
+
+    def _leave_role(self) -> None:
+        """The requests are drained and flushed: stop being primary."""
+        self._primary.set_gate(Gate.CUT)
+        self._replica.role = Role.SECONDARY
+        self._cut_connections()
+        self._replica.persist_map()
+        self._replica.update(primary=False)
+        if self._peer is not None:
+            self._peer.tell_state()
+        log.info("this replica is secondary")
+
+    def _drain_and_flush(self) -> None:
+        """Hold all requests; raises and goes on serving when they do not end, or can't be made stable."""
+        try:
+            if not self._primary.hold(DRAIN_TIMEOUT_S):
+                raise OperatorError(
+                    f"the running requests did not end within {DRAIN_TIMEOUT_S:g} s",
+                    remedy="see the oldest request in the log, and try again",
+                )
+            if not self._replica.failed or self._primary.peer_only:
+                self._primary.flushes.run_round()
+        except BaseException:
+            self._primary.set_gate(Gate.OPEN)
+            raise
+
+    # The operator's commands
+
+    def _command(self, request: dict[str, Any]) -> dict[str, Any]:
+        command = request.get("command")
+        if command == "status":
+            return self.status()
+        if command == "promote":
+            return self.promote(bool(request.get("force")))
+        if command == "demote":
+            return self.demote(bool(request.get("force")))
+        if command == "switch":
+            return self.switch()
+        if command == "connect":
+            return self.connect(bool(request.get("discard_my_data")))
+        if command == "disconnect":
+            return self.disconnect()
+        raise OperatorError(f"unknown command {command!r}", remedy="use the nbdmirror release of the server")
+
+    def promote(self, force: bool) -> dict[str, Any]:
+        """Make this replica primary."""
+        with self._role_lock:
+            if self._replica.role is Role.PRIMARY:
+                return _said("this replica is primary already")
+            self._let_a_dead_peer_be_noticed()
+            verdict = self._may_promote(force)
+            if isinstance(verdict, Refused):
+                raise verdict.error()
+            session = self._peer.session if self._peer is not None else None
+            if session is not None and not session.ended:
+                self._promote_connected(session)
+            else:
+                # Nothing of the former session may land on the disk any more (invariant drain-before-next).
+                if self._peer is not None and not self._peer.wait_drained(ROLE_REQUEST_TIMEOUT_S):
+                    raise OperatorError("work of the former session is still waiting for the disk", remedy="try again")
+                self._take_role_alone()
+        if self._peer is not None:
+            self._peer.redial()
+        return _said("this replica is primary now", verdict.warning)
+
+    def _let_a_dead_peer_be_noticed(self) -> None:
+        """The connections of a primary that was just killed break within moments: look before believing in it."""
+        peer = self._peer
+        if peer is None:
+            return
+        session = peer.session
+        if session is not None and session.peer.role is Role.PRIMARY:
+            try:
+                session.request("are_you_there", PROMOTE_PATIENCE_S)
+            except MirrorError:
+                log.info("the peer does not answer: %s", session.reason or "its session goes on")
+        if session is not None and session.ended:
+            peer.wait_drained(ROLE_REQUEST_TIMEOUT_S)
+        with peer.changed:
+            peer.changed.wait_for(lambda: peer.state is not ConnectionState.HANDSHAKE, PROMOTE_PATIENCE_S)
+
+    def demote(self, force: bool) -> dict[str, Any]:
+        """Stop being primary; clients are cut off with `force`."""
+        with self._role_lock:
+            verdict = states.may_demote(self._replica.role, sum(self._lease.clients().values()), force)
+            if isinstance(verdict, Refused):
+                raise verdict.error()
+            if self._replica.role is Role.SECONDARY:
+                return _said("this replica is secondary already")
+            self._drain_and_flush()
+            self._leave_role()
+        if self._peer is not None:
+            self._peer.redial()
+        return _said("this replica is secondary now", verdict.warning)
+
+    def switch(self) -> dict[str, Any]:
+        """Swap the roles; on either side."""
+        with self._role_lock:
+            peer, session = self._peer, self._peer.session if self._peer is not None else None
+            verdict = states.may_switch(
+                self._replica.role,
+                self._replica.disk_state(connected=session is not None),
+                peer.state if peer is not None else ConnectionState.STANDALONE,
+                session.peer.role if session is not None else None,
+                session.peer.disk if session is not None else None,
+            )
+            if isinstance(verdict, Refused):
+                raise verdict.error()
+            assert peer is not None and session is not None
+            if self._replica.role is Role.PRIMARY:
+                self._hand_over(session)
+                return _said("the peer is primary now")
+        session.request("switch", ROLE_REQUEST_TIMEOUT_S)
+        with peer.changed:
+            done = peer.changed.wait_for(lambda: self._replica.role is Role.PRIMARY, SWITCH_TIMEOUT_S)
+        if not done:
+            raise OperatorError("the peer did not hand over", remedy="its log says why; `nbdmirror status` on both")
+        return _said("this replica is primary now")
+
+    def _hand_over(self, session: Session) -> None:
+        """Drain, flush both, let the peer take over; after its word nothing is served here (silent-not-error)."""
+        self._drain_and_flush()
+        try:
+            if self._primary.session is not session:
+                raise LinkLost(session.reason)
+            session.request("take_over", ROLE_REQUEST_TIMEOUT_S)
+        except OperatorError:
+            self._primary.set_gate(Gate.OPEN)
+            raise
+        except MirrorError as error:
+            # It may have taken over: serving on could make two primaries.
+            session.end(f"a hand-over with unknown outcome: {error.message}")
+            self._leave_role()
+            raise OperatorError(
+                f"the peer did not confirm that it took over ({error.message}); nobody is primary here now",
+                remedy="look at the peer's status, then `nbdmirror promote` the one that shall be primary",
+            ) from error
+        session.peer = dataclasses.replace(session.peer, role=Role.PRIMARY)
+        self._leave_role()
+
+    def connect(self, discard_my_data: bool) -> dict[str, Any]:
+        """Look for the peer again; with `discard_my_data` give up this side's changes in a split brain."""
+        peer = self._with_peer()
+        verdict = states.may_connect(
+            self._replica.role, self._replica.disk_state(peer.session is not None), peer.state, discard_my_data
+        )
+        if isinstance(verdict, Refused):
+            raise verdict.error()
+        if peer.session is not None:
+            return _said("connected already")
+        attempts = peer.attempts
+        peer.connect(discard_my_data)
+        with peer.changed:
+            peer.changed.wait_for(
+                lambda: peer.session is not None or (peer.attempts > attempts and peer.decided), ROLE_REQUEST_TIMEOUT_S
+            )
+            if peer.session is None and peer.state is ConnectionState.STANDALONE:
+                raise OperatorError(peer.reason)
+            if peer.session is None:
+                return _said(f"looking for the peer: {peer.reason}", verdict.warning)
+            return _said(f"connected: {peer.reason}", verdict.warning)
+
+    def disconnect(self) -> dict[str, Any]:
+        """Stay apart from the peer until `connect`; the side that is left behind knows it."""
+        peer = self._with_peer()
+        session = peer.session
+        verdict = states.may_disconnect(self._replica.role, self._replica.disk_state(session is not None), peer.state)
+        if isinstance(verdict, Refused):
+            raise verdict.error()
+        with self._role_lock:
+            if session is not None:
+                self._part(session, "the peer was disconnected by its operator")
+            peer.disconnect()
+        return _said("disconnected; `nbdmirror connect` ends that", verdict.warning)
+
+    def _part(self, session: Session, reason: str) -> None:
+        """Leave a session in order: the secondary learns that it will be Outdated, if there is a primary."""
+        try:
+            if self._replica.role is Role.PRIMARY:
+                session.request("outdate", ROLE_REQUEST_TIMEOUT_S)
+            elif session.peer.role is Role.PRIMARY:
+                self._outdate()
+            session.notify("bye", reason=reason)
+        except MirrorError as error:
+            log.warning("could not say goodbye to the peer: %s", error)
+
+    def _outdate(self) -> None:
+        if self._replica.superblock.disk is DiskState.UP_TO_DATE:
+            self._replica.update(disk=DiskState.OUTDATED)
+
+    def _with_peer(self) -> Peer:
+        if self._peer is None:
+            raise OperatorError(
+                "this volume stands alone", remedy="set `listen` and `peer` in volume.toml, and restart"
+            )
+        return self._peer
+
+    # The peer's requests
+
+    def _answer_peer(self, session: Session, message: dict[str, Any]) -> dict[str, Any] | None:
+        operation = message.get("op")
+        if operation == "are_you_there":
+            return None
+        if operation == "may_promote":
+            self._let_peer_promote(session)
+        elif operation == "take_over":
+            self._take_over(session)
+        elif operation == "switch":
+            self._runtime.spawn("switch", self._switch_for_peer)
+        elif operation == "outdate":
+            self._outdate()
+        else:
+            raise OperatorError(f"unknown request {operation!r}", remedy="run the same release on both nodes")
+        return None
+
+    def _let_peer_promote(self, session: Session) -> None:
+        # Both are asked to promote at once: each holds its own role lock and both are refused, which is safe.
+        if not self._role_lock.acquire(timeout=0.2):
+            raise OperatorError("the peer is changing its role itself", remedy="try again")
+        try:
+            if self._replica.role is Role.PRIMARY:
+                raise OperatorError("the peer is primary", remedy="`nbdmirror switch` hands over")
+            session.peer = dataclasses.replace(session.peer, role=Role.PRIMARY)
+        finally:
+            self._role_lock.release()
+
+    def _take_over(self, session: Session) -> None:
+        replica = self._replica
+        if session.ended or replica.failed or replica.superblock.disk is not DiskState.UP_TO_DATE:
+            raise OperatorError("the peer's disk is not UpToDate", remedy="wait until it is")
+        replica.store.flush()
+        replica.update(primary=True, clean=False)
+        session.peer = dataclasses.replace(session.peer, role=Role.SECONDARY)
+        self._serve_as_primary()
+
+    def _switch_for_peer(self) -> None:
+        try:
+            self.switch()
+        except MirrorError as error:
+            log.error("the hand-over that the peer asked for failed: %s", error)
+
+    # Clients
+
+    def admit(self, client: str, connection: object) -> None:
+        """Let a client's connection in. Raises NotPrimary, or Refused when another client holds the volume."""
+        self._check_primary()
+        self._lease.admit(client, connection)
+        try:
+            self._check_primary()
+        except NotPrimary:
+            self._lease.leave(client, connection)
+            raise
+
+    def leave(self, client: str, connection: object) -> None:
+        self._lease.leave(client, connection)
+
+    def _check_primary(self) -> None:
+        if self._replica.role is Role.PRIMARY and not self._stopping:
+            return
+        peer = self._peer
+        session = peer.session if peer is not None else None
+        who = "nobody that it knows of"
+        if peer is not None and session is not None and session.peer.role is Role.PRIMARY:
+            who = f"the peer at {peer.settings.peer[0]}:{peer.settings.peer[1]}"
+        raise NotPrimary(
+            f"this replica of {self.name!r} is secondary; primary is {who}", remedy="attach there, or promote"
+        )
+
+    def extents(self, offset: int, length: int) -> Iterator[tuple[int, int, bool]]:
+        """Runs (offset, length, hole) of the range; holes read as zeroes."""
+        if self._primary.peer_only:
+            return iter([(offset, length, False)])
+        return iter(self._replica.store.extents(offset, length))
+
+    # The end
+
+    def stop(self, timeout_s: float) -> bool:
+        """End in order within about `timeout_s`: True when everything is stable and marked clean."""
+        self._stopping = True
+        primary, replica = self._primary, self._replica
+        deadline_s = self._runtime.now_s() + timeout_s
+        locked = self._role_lock.acquire(timeout=timeout_s / 4)
+        was_primary = replica.role is Role.PRIMARY
+        drained = primary.hold(timeout_s / 2)
+        if drained and was_primary and not replica.failed:
+            drained = self._flush_for_stop()
+        primary.set_gate(Gate.CUT)
+        self._cut_connections()
+        if self._peer is not None:
+            session = self._peer.session
+            if session is not None and not session.ended and drained:
+                self._say_goodbye(session, was_primary)
+            self._peer.stop()
+        if not drained:
+            primary.drain(max(0.1, deadline_s - self._runtime.now_s()))
+        clean = self._close(drained and locked)
+        self._control.stop()
+        return clean
+
+    def _flush_for_stop(self) -> bool:
+        try:
+            self._primary.flushes.flush()
+        except MirrorError as error:
+            log.error("the last flush failed: %s", error)
+            return False
+        return True
+
+    def _say_goodbye(self, session: Session, was_primary: bool) -> None:
+        try:
+            if not was_primary and session.peer.role is Role.PRIMARY:
+                self._outdate()
+            session.notify("bye", reason="the peer was stopped")
+        except MirrorError as error:
+            log.warning("could not say goodbye to the peer: %s", error)
+
+    def _close(self, clean: bool) -> bool:
+        replica = self._replica
+        try:
+            replica.persist_map()
+            if not replica.failed:
+                replica.store.flush()
+            if clean and not replica.failed:
+                replica.update(clean=True, primary=False)
+            replica.store.close()
+        except MirrorError as error:
+            log.error("could not close in order: %s", error)
+            return False
+        return clean and not replica.failed
+
+    def status(self) -> dict[str, Any]:
+        """What `nbdmirror status --json` shows."""
+        return status.of_server(
+            self._config, self._replica, self._primary, self._peer, self._lease.clients(), self._notes
+        )
+
+
+def _said(message: str, *warnings: str | None) -> dict[str, Any]:
+    return {"message": message, "warnings": [warning for warning in warnings if warning]}

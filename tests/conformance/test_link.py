@@ -1,0 +1,196 @@
+"""The link against itself and against a real libzmq socket: the same messages, whole, in pieces and damaged."""
+
+import queue
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+import zmq
+
+from mirror.core import wire
+from mirror.core.errors import LinkLost, ProtocolError
+from mirror.core.wire import Header, MessageType
+from mirror.link import Listener, Poller, Stream, dial
+from mirror.runtime import Runtime
+
+SIZES = (0, 1, 191, 192, 255, 256, 4096, 65_535, 65_536, 65_537, 1 << 20)
+TIMEOUT_S = 5
+
+
+@contextmanager
+def listening() -> Iterator[tuple[tuple[str, int], "queue.Queue[tuple[Stream, Header, bytes]]", "queue.Queue[str]"]]:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        address = probe.getsockname()
+    streams: queue.Queue[tuple[Stream, Header, bytes]] = queue.Queue()
+    strangers: queue.Queue[str] = queue.Queue()
+    listener = Listener(Runtime(), address, lambda *arrived: streams.put(arrived), strangers.put)
+    try:
+        yield address, streams, strangers
+    finally:
+        listener.close()
+
+
+@contextmanager
+def connected() -> Iterator[tuple[Stream, Stream]]:
+    """Two ends of one stream, after its first message."""
+    with listening() as (address, streams, _):
+        near = dial(address, TIMEOUT_S)
+        near.send(MessageType.HELLO)
+        far = streams.get(timeout=TIMEOUT_S)[0]
+        for stream in (near, far):
+            stream.set_timeout(TIMEOUT_S)
+        yield near, far
+        near.close()
+        far.close()
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_a_message_arrives_whole(size: int) -> None:
+    payload = bytes(range(256)) * (size // 256 + 1)
+    payload = payload[:size]
+    with connected() as (near, far):
+        sender = threading.Thread(target=near.send, args=(MessageType.WRITE, 1, 4096, size, payload, 7, 9))
+        sender.start()
+        header, received = far.receive()
+        sender.join()
+        assert bytes(received) == payload
+        assert (header.flags, header.offset, header.length, header.code, header.number) == (1, 4096, size, 7, 9)
+
+
+def test_queued_messages_arrive_in_order() -> None:
+    with connected() as (near, far):
+        for size in SIZES[:7]:
+            near.send(MessageType.WRITE, length=size, payload=bytes(size))
+        for size in SIZES[:7]:
+            header, payload = far.receive()
+            assert (header.length, len(payload)) == (size, size)
+        assert not far.buffered
+
+
+def _frame(sequence: int, session: int = 0, payload: bytes = b"", crc: int | None = None) -> bytes:
+    crc = wire.crc32c(payload) if crc is None and payload else crc or 0
+    return (
+        wire.encode_message(MessageType.WRITE, 0, session, sequence, 0, len(payload), len(payload), crc, 0, 0) + payload
+    )
+
+
+@pytest.mark.parametrize(
+    ("frame", "why"),
+    [
+        (_frame(3), "a gap"),
+        (_frame(1), "a repeat"),
+        (_frame(2, session=5), "another session"),
+        (_frame(2, payload=b"data", crc=1), "a damaged payload"),
+        (_frame(2)[:20] + b"\x7f" + _frame(2)[21:], "a damaged header"),
+        (b"\x02" + (1 << 40).to_bytes(8, "big"), "a frame of a terabyte"),
+        (b"\x01\x00", "a message of several frames"),
+        (b"\xff\xff", "unknown flags"),
+    ],
+)
+def test_what_no_sound_peer_sends_is_refused(frame: bytes, why: str) -> None:
+    with connected() as (near, far):
+        near._socket.sendall(frame)
+        with pytest.raises(ProtocolError):
+            far.receive()
+
+
+def test_a_closed_stream_is_a_lost_link() -> None:
+    with connected() as (near, far):
+        near._socket.sendall(_frame(2)[:30])
+        near.shutdown()
+        with pytest.raises(LinkLost):
+            far.receive()
+
+
+def test_shutdown_wakes_a_receiver() -> None:
+    with connected() as (_, far):
+        far.set_timeout(None)
+        lost: queue.Queue[type] = queue.Queue()
+
+        def receive() -> None:
+            try:
+                far.receive()
+            except LinkLost as error:
+                lost.put(type(error))
+
+        thread = threading.Thread(target=receive)
+        thread.start()
+        far.shutdown()
+        assert lost.get(timeout=TIMEOUT_S) is LinkLost
+        thread.join()
+
+
+def test_the_poller_reports_and_wakes() -> None:
+    with connected() as (near, far), Poller() as poller:
+        poller.add(far)
+        near.send(MessageType.FLUSH)
+        assert poller.wait() == [far]
+        far.receive()
+        poller.remove(far)
+        poller.close()
+        assert poller.wait() == []
+
+
+@pytest.mark.parametrize(
+    "garbage", [b"GET / HTTP/1.1\r\n\r\n", b"\x00" * 64, b"\xff" * 64, b"\xff" + bytes(8) + b"\x7f\x01"]
+)
+def test_a_stranger_is_turned_away_and_named(garbage: bytes) -> None:
+    with listening() as (address, streams, strangers):
+        with socket.create_connection(address, timeout=TIMEOUT_S) as stranger:
+            stranger.sendall(garbage)
+            assert "127.0.0.1" in strangers.get(timeout=TIMEOUT_S)
+        assert streams.empty()
+        # and a sound peer still comes in
+        near = dial(address, TIMEOUT_S)
+        near.send(MessageType.HELLO)
+        streams.get(timeout=TIMEOUT_S)[0].close()
+        near.close()
+
+
+@pytest.fixture
+def context() -> Iterator[zmq.Context[zmq.Socket[bytes]]]:
+    context = zmq.Context()
+    yield context
+    context.destroy(linger=0)
+
+
+def _body(frame: bytes) -> bytes:
+    prefix = wire.frame_prefix(frame)
+    assert prefix is not None
+    return frame[prefix[0] :]
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_libzmq_dials_and_both_sides_talk(context: zmq.Context[zmq.Socket[bytes]], size: int) -> None:
+    payload = b"\xa5" * size
+    with listening() as (address, streams, _), context.socket(zmq.DEALER) as peer:
+        peer.connect(f"tcp://{address[0]}:{address[1]}")
+        peer.send(_body(_frame(1, payload=payload)))
+        stream, header, received = streams.get(timeout=TIMEOUT_S)
+        assert (header.type, received) == (MessageType.WRITE, payload)
+        stream.send(MessageType.ANSWER, payload=payload)
+        assert peer.poll(TIMEOUT_S * 1000)
+        answer = peer.recv()
+        assert wire.decode_header(answer[: wire.HEADER_BYTES]).type is MessageType.ANSWER
+        assert answer[wire.HEADER_BYTES :] == payload
+        stream.close()
+
+
+def test_a_libzmq_listener_is_dialled_and_its_pings_answered(context: zmq.Context[zmq.Socket[bytes]]) -> None:
+    with context.socket(zmq.DEALER) as peer:
+        peer.setsockopt(zmq.HEARTBEAT_IVL, 20)
+        peer.setsockopt(zmq.HEARTBEAT_TIMEOUT, 2000)
+        port = peer.bind_to_random_port("tcp://127.0.0.1")
+        stream = dial(("127.0.0.1", port), TIMEOUT_S)
+        stream.set_timeout(TIMEOUT_S)
+        for number in range(1, 4):
+            stream.send(MessageType.WRITE, number=number, payload=b"x" * 300)
+            assert peer.poll(TIMEOUT_S * 1000)
+            assert wire.decode_header(peer.recv()[: wire.HEADER_BYTES]).number == number
+            peer.send(_body(_frame(number)))
+            header, _ = stream.receive()
+            assert header.sequence == number
+        stream.close()
