@@ -7,7 +7,7 @@ start or a promotion nothing is known to be flushed.
 
 from typing import TYPE_CHECKING
 
-from mirror.core.errors import DeviceError, LinkLost, MirrorError, PeerError, ProtocolError
+from mirror.core.errors import DeviceError, LinkLost, MirrorError, ProtocolError
 from mirror.core.wire import MessageType
 
 if TYPE_CHECKING:
@@ -74,46 +74,50 @@ class FlushRounds:
             replica.flushing.merge(replica.unstable)
             replica.unstable.clear_all()
         primary.wait_applied()
-        stream = None
-        if session is not None:
-            try:
-                stream = session.borrow()
-                stream.send(MessageType.FLUSH)
-            except LinkLost:
-                stream = None
-        error: DeviceError | None = None
-        if not primary.peer_only:
-            try:
-                replica.store.flush()
-            except DeviceError as caught:
-                error = caught
-        peer_ok = False
-        if session is not None:
-            if stream is not None:
-                peer_ok = self._await_peer(session, stream)
-            if not peer_ok:
-                primary.detach(session)
+        stream = self._ask_peer(session)
+        error = self._flush_here()
+        peer_ok = session is not None and self._await_peer(session, stream)
         if error is not None:
+            # Known to the peer first, which then is the only good copy.
             if not primary.disk_failed(error) or not peer_ok:
                 raise error
         elif not peer_ok:
-            if primary.peer_only:
-                raise PeerError("this replica's disk is Failed and the peer is gone")
             primary.record_alone()
         with replica.books:
             if peer_ok and primary.session is session:
                 replica.flushing.clear_all()
                 replica.log.stable_through(number)
 
-    def _await_peer(self, session: "Session", stream: "Stream") -> bool:
+    def _ask_peer(self, session: "Session | None") -> "Stream | None":
+        if session is None:
+            return None
         try:
+            stream = session.borrow()
+            stream.send(MessageType.FLUSH)
+        except LinkLost:
+            return None
+        return stream
+
+    def _flush_here(self) -> DeviceError | None:
+        if not self._primary.peer_only:
+            try:
+                self._primary.replica.store.flush()
+            except DeviceError as error:
+                return error
+        return None
+
+    def _await_peer(self, session: "Session", stream: "Stream | None") -> bool:
+        """Whether the peer's disk is flushed; if not, the session has ended and its blocks are dirty."""
+        try:
+            if stream is None:
+                raise LinkLost(session.reason)
             header, _ = stream.receive()
-        except (LinkLost, ProtocolError) as lost:
-            session.end(lost.message)
-            return False
-        if header.code:
+            if header.code == 0:
+                session.give_back(stream)
+                return True
             session.disk_trouble = True
             session.end("the peer could not flush its disk")
-            return False
-        session.give_back(stream)
-        return True
+        except (LinkLost, ProtocolError) as lost:
+            session.end(lost.message)
+        self._primary.detach(session)
+        return False

@@ -36,7 +36,8 @@ class Refusal(OperatorError):
     """No session until somebody does something about it."""
 
     def __init__(self, outcome: Outcome) -> None:
-        super().__init__(f"{outcome.rule}: {outcome.reason}", remedy=outcome.remedy)
+        kind = "split brain" if outcome.action is Action.SPLIT_BRAIN else "no connection"
+        super().__init__(f"{kind} ({outcome.rule}): {outcome.reason}", remedy=outcome.remedy)
         self.outcome = outcome
 
 

@@ -1,7 +1,8 @@
-"""How a replica comes back: read its metadata, decide by the table of `mirror.core.recovery` what it means, make that durable.
+"""How a replica comes back: read its metadata, decide by the table of `mirror.core.recovery` what it means, make that
+durable.
 
-Blocks that may differ are durably dirty before the log that named them is given up (invariant log-before-write), and a new
-log epoch begins empty. Opening twice, or crashing at any point of it, gives the same result.
+Blocks that may differ are durably dirty before the log that named them is given up (invariant log-before-write), and
+a new log epoch begins empty. Opening twice, or crashing at any point of it, gives the same result.
 """
 
 import logging
@@ -31,7 +32,7 @@ def open_replica(
     tracked: bool,
     memory_kept: bool,
 ) -> tuple[Replica, list[str]]:
-    """The replica and what its operator should know of it. Raises MirrorError that names what is wrong, and the remedy."""
+    """The replica, and what its operator should know of it. Raises MirrorError that names what is wrong."""
     store = Store.open(directory, data_path, runtime=runtime)
     try:
         superblock, notes = read_superblock(store)

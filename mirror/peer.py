@@ -247,6 +247,8 @@ class Peer:
         if rule == handshake.DISCONNECTED:
             with self.changed:
                 self.seen = theirs
+                self.outcome = generation.decide(mine, theirs)
+                self.decided = True
             raise Wait("the peer was disconnected by its operator")
         outcome = self._decide(mine, theirs)
         handshake.check_same(outcome, rule)

@@ -262,8 +262,6 @@ class Primary:
         if error is not None:
             self._settle_error(session, offset, length, peer_has_it, error)
         elif not peer_has_it:
-            if self.peer_only:
-                raise self._no_disk()
             self.record_alone()
 
     def _settle_error(self, session: Session, offset: int, length: int, peer_has_it: bool, error: DeviceError) -> None:
@@ -310,6 +308,8 @@ class Primary:
         """Before the first answer that the peer does not have: a new generation, durable (record-before-ack-alone)."""
         if not self.replica.tracked:
             return
+        if self.peer_only:
+            raise self._no_disk()
         with self._alone_lock:
             if self.gate is Gate.CUT:
                 raise ConnectionCut("this replica stops serving; the request stays unanswered")
@@ -434,6 +434,8 @@ class Primary:
         with self._books:
             if not self._open:
                 self._wait_open()
+            if self.replica.failed and not self.peer_only:
+                raise self._no_disk()
             self._active += 1
 
     def _leave(self) -> None:

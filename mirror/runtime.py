@@ -9,7 +9,7 @@ import os
 import threading
 import time
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 
 class Lock(Protocol):
@@ -36,11 +36,11 @@ class Runtime:
     """The production runtime."""
 
     def lock(self) -> Lock:
-        return threading.Lock()
+        return cast(Lock, threading.Lock())
 
     def condition(self, lock: Lock | None = None) -> Condition:
         """A condition on `lock`, or on a lock of its own (not re-entrant)."""
-        return threading.Condition(lock if lock is not None else threading.Lock())  # type: ignore[arg-type]
+        return cast(Condition, threading.Condition(cast(Any, lock)) if lock else threading.Condition(threading.Lock()))
 
     def spawn(self, name: str, function: Callable[..., None], *arguments: object) -> Thread:
         """Start a daemon thread; it must end by itself, because daemons are not waited for at exit."""

@@ -152,27 +152,27 @@ def _write(replica: Replica, header: Header, payload: memoryview) -> bytes:
     return b""
 
 
-def _zero(replica: Replica, header: Header, payload: memoryview) -> bytes:
+def _zero(replica: Replica, header: Header, _: memoryview) -> bytes:
     flags = header.flags
     replica.store.zero(header.offset, header.length, bool(flags & Flag.MAY_TRIM), bool(flags & Flag.FUA))
     return b""
 
 
-def _trim(replica: Replica, header: Header, payload: memoryview) -> bytes:
+def _trim(replica: Replica, header: Header, _: memoryview) -> bytes:
     replica.store.trim(header.offset, header.length, bool(header.flags & Flag.FUA))
     return b""
 
 
-def _flush(replica: Replica, header: Header, payload: memoryview) -> bytes:
+def _flush(replica: Replica, _header: Header, _: memoryview) -> bytes:
     replica.store.flush()
     return b""
 
 
-def _read(replica: Replica, header: Header, payload: memoryview) -> bytes:
+def _read(replica: Replica, header: Header, _: memoryview) -> bytes:
     return replica.store.read(header.length, header.offset)
 
 
-def _sums(replica: Replica, header: Header, payload: memoryview) -> bytes:
+def _sums(replica: Replica, header: Header, _: memoryview) -> bytes:
     return resync.encode_sums(resync.block_sums(replica.store.read(header.length, header.offset)))
 
 

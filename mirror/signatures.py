@@ -78,7 +78,7 @@ def find(path: Path) -> str | None:
         return "signatures of several kinds"
     if asked.returncode == _BLKID_FOUND:
         return _in_words(dict(line.split("=", 1) for line in asked.stdout.splitlines() if "=" in line))
-    # "Nothing" is also what it says when it could not read; the table's reader tells that apart.
+    # It also says "nothing" when it could not read, and when a checksum is wrong: the table is less forgiving.
     return _find_by_table(path)
 
 

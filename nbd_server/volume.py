@@ -12,12 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mirror.opening import open_replica
-
 from mirror.core import generation, states
 from mirror.core.errors import LinkLost, MirrorError, NotPrimary, OperatorError
 from mirror.core.generation import Action, Kind
 from mirror.core.states import ConnectionState, DiskState, Refused, Role
+from mirror.opening import open_replica
 from mirror.peer import Peer, Settings
 from mirror.primary import Gate, Primary
 from mirror.replica import Replica
@@ -213,7 +212,7 @@ class Volume:
     def _may_promote(self, force: bool) -> states.Verdict:
         peer = self._peer
         connection = peer.state if peer is not None else ConnectionState.STANDALONE
-        session = peer.session if peer is not None else None
+        session = self._session()
         disk = self._replica.disk_state(connected=session is not None)
         return states.may_promote(disk, connection, session.peer.role if session is not None else None, force)
 
@@ -304,7 +303,7 @@ class Volume:
             verdict = self._may_promote(force)
             if isinstance(verdict, Refused):
                 raise verdict.error()
-            session = self._peer.session if self._peer is not None else None
+            session = self._session()
             if session is not None and not session.ended:
                 self._promote_connected(session)
             else:
@@ -349,7 +348,7 @@ class Volume:
     def switch(self) -> dict[str, Any]:
         """Swap the roles; on either side."""
         with self._role_lock:
-            peer, session = self._peer, self._peer.session if self._peer is not None else None
+            peer, session = self._peer, self._session()
             verdict = states.may_switch(
                 self._replica.role,
                 self._replica.disk_state(connected=session is not None),
@@ -359,7 +358,8 @@ class Volume:
             )
             if isinstance(verdict, Refused):
                 raise verdict.error()
-            assert peer is not None and session is not None
+            assert peer is not None
+            assert session is not None
             if self._replica.role is Role.PRIMARY:
                 self._hand_over(session)
                 return _said("the peer is primary now")
@@ -399,7 +399,7 @@ class Volume:
         )
         if isinstance(verdict, Refused):
             raise verdict.error()
-        if peer.session is not None:
+        if self._session() is not None:
             return _said("connected already")
         attempts = peer.attempts
         peer.connect(discard_my_data)
@@ -407,11 +407,12 @@ class Volume:
             peer.changed.wait_for(
                 lambda: peer.session is not None or (peer.attempts > attempts and peer.decided), ROLE_REQUEST_TIMEOUT_S
             )
-            if peer.session is None and peer.state is ConnectionState.STANDALONE:
-                raise OperatorError(peer.reason)
-            if peer.session is None:
-                return _said(f"looking for the peer: {peer.reason}", verdict.warning)
-            return _said(f"connected: {peer.reason}", verdict.warning)
+            connected, refused, reason = self._session(), peer.state is ConnectionState.STANDALONE, peer.reason
+        if connected is not None:
+            return _said(f"connected: {reason}", verdict.warning)
+        if refused:
+            raise OperatorError(reason)
+        return _said(f"looking for the peer: {reason}", verdict.warning)
 
     def disconnect(self) -> dict[str, Any]:
         """Stay apart from the peer until `connect`; the side that is left behind knows it."""
@@ -431,6 +432,7 @@ class Volume:
         try:
             if self._replica.role is Role.PRIMARY:
                 session.request("outdate", ROLE_REQUEST_TIMEOUT_S)
+                self._replica.update(peer_disk=DiskState.OUTDATED)
             elif session.peer.role is Role.PRIMARY:
                 self._outdate()
             session.notify("bye", reason=reason)
@@ -440,6 +442,9 @@ class Volume:
     def _outdate(self) -> None:
         if self._replica.superblock.disk is DiskState.UP_TO_DATE:
             self._replica.update(disk=DiskState.OUTDATED)
+
+    def _session(self) -> Session | None:
+        return self._peer.session if self._peer is not None else None
 
     def _with_peer(self) -> Peer:
         if self._peer is None:
@@ -511,7 +516,7 @@ class Volume:
         if self._replica.role is Role.PRIMARY and not self._stopping:
             return
         peer = self._peer
-        session = peer.session if peer is not None else None
+        session = self._session()
         who = "nobody that it knows of"
         if peer is not None and session is not None and session.peer.role is Role.PRIMARY:
             who = f"the peer at {peer.settings.peer[0]}:{peer.settings.peer[1]}"

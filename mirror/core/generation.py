@@ -447,7 +447,7 @@ TABLE = (
         lambda it, other: _is_primary(it) and _is_primary(other),
         Action.SPLIT_BRAIN,
         "both replicas are primary",
-        "`nbdmirror demote DIR` on one; if both have moved on by then, `connect DIR --discard-my-data` there",
+        "`nbdmirror demote DIR` on one; if both have moved on by then, `nbdmirror connect DIR --discard-my-data` there",
     ),
     Row(
         "inconsistent-target",
@@ -578,7 +578,7 @@ TABLE = (
         "Both were promoted while apart, and both moved on.",
         _have_common_generation,
         Action.SPLIT_BRAIN,
-        "split brain: both replicas moved on since they were in step",
+        "both replicas moved on since they were in step",
         _DISCARD,
     ),
     Row(

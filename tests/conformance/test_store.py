@@ -41,7 +41,7 @@ from mirror.core.limits import (
 from mirror.core.states import DiskState
 from mirror.store import DATA_NAME, META_NAME, Store, create_replica_files
 
-SIZE = 2 * EXTENT_BYTES + 3 * BLOCK_BYTES
+SIZE = EXTENT_BYTES + 3 * BLOCK_BYTES
 
 
 def superblock(sequence: int = 1, size_bytes: int = SIZE) -> bytes:

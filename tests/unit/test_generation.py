@@ -1,19 +1,11 @@
-"""The handshake table: over all combinations of standings, and over random lives of replicas that act on it.
-
-The lives are those of `World`: a small model of what the program does around the table, with its duties g1 to g9 in the order
-in which the module states them, and a cut or a crash possible between any two durable steps. It knows each write that
-was acknowledged, and so whether a resync silently threw one away. That the model would notice is tested too: with one
-duty broken, some life must fail.
-"""
+"""The handshake table over all combinations of standings; test_generation_lives.py has random lives that act on it."""
 
 import dataclasses
 import itertools
-import random
 from collections.abc import Iterator
 
 import pytest
 
-from mirror.core import generation
 from mirror.core.generation import (
     DAY0,
     NO_VOLUME,

@@ -36,7 +36,7 @@ def test_nothing_is_found_where_nothing_is(way: str, image: Path) -> None:
 
 
 def test_an_ext4_filesystem_is_found(way: str, image: Path) -> None:
-    subprocess.run(["mkfs.ext4", "-q", image], check=True)
+    subprocess.run(["/sbin/mkfs.ext4", "-q", image], check=True)
     before = image.read_bytes()
     found = signatures.find(image)
     assert found is not None
@@ -47,7 +47,7 @@ def test_an_ext4_filesystem_is_found(way: str, image: Path) -> None:
 
 def test_a_swap_area_is_found(way: str, image: Path) -> None:
     image.chmod(0o600)
-    subprocess.run(["mkswap", image], check=True, capture_output=True)
+    subprocess.run(["/sbin/mkswap", image], check=True, capture_output=True)
     assert signatures.find(image) == "a swap area"
 
 
@@ -64,7 +64,7 @@ def test_every_row_of_the_table_is_found(monkeypatch: pytest.MonkeyPatch, image:
 
 
 def test_several_signatures_are_no_answer_but_found(image: Path) -> None:
-    subprocess.run(["mke2fs", "-q", "-b", "1024", image], check=True)
+    subprocess.run(["/sbin/mke2fs", "-q", "-b", "1024", image], check=True)
     with image.open("r+b") as file:
         os.pwrite(file.fileno(), b"hsqs", 0)
     assert signatures.find(image) is not None

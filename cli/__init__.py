@@ -1,0 +1,1 @@
+"""The command `nbdmirror`: one file a verb, gathered by main.py."""

@@ -1,0 +1,167 @@
+"""A replica's metadata as it stands on disk, for `inspect`, and for `status` when nothing serves it. Changes nothing.
+
+It uses the tables by which a start decides (mirror.core.recovery), so it can't say anything else than a start would.
+"""
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mirror.core import layout, recovery
+from mirror.core.activity_log import ActivityLog, DamagedLog, Rebuilt
+from mirror.core.dirty_map import DirtyMap
+from mirror.core.errors import DamagedRecord, UnknownVersion
+from mirror.core.layout import LogRecord, Superblock
+from mirror.core.limits import BLOCK_BYTES
+from mirror.core.recovery import Copies, Dirty, Recovery
+from mirror.core.states import DiskState
+from mirror.replica import state_at_rest
+from mirror.store import Store
+from nbd_server.config import Config
+from nbd_server.status import iso_time, last_resync
+
+Damage = DamagedRecord | UnknownVersion
+
+
+@dataclass(frozen=True)
+class Body:
+    """What the superblock leads to: the log, the map, and what a start would make of them."""
+
+    log_records: list[LogRecord | Damage]
+    log: Rebuilt | DamagedLog
+    dirty: DirtyMap
+    damaged_pages: dict[int, Damage]
+    found: Recovery
+
+
+@dataclass(frozen=True)
+class Metadata:
+    """DIR/meta. Without a superblock that counts there is no `body`."""
+
+    first: Superblock | Damage
+    second: Superblock | Damage
+    copies: Copies
+    body: Body | None
+
+
+@contextlib.contextmanager
+def _opened(directory: Path) -> Iterator[Store]:
+    store = Store.open(directory, None)
+    try:
+        yield store
+    finally:
+        store.close()
+
+
+def read(directory: Path) -> Metadata:
+    """All of DIR/meta, damaged or not. Raises MirrorError when there is no such file."""
+    with _opened(directory) as store:
+        first, second = store.read_superblock_copies()
+        copies = recovery.choose_superblock(first, second)
+        body = None if copies.superblock is None else _read_body(store, copies.superblock)
+    return Metadata(_superblock(first), _superblock(second), copies, body)
+
+
+def _read_body(store: Store, superblock: Superblock) -> Body:
+    store.set_size(superblock.size_bytes)
+    raw_log = store.read_log()
+    dirty, damaged = _read_map(store, superblock.size_bytes)
+    log = ActivityLog.rebuild(raw_log, superblock.log_epoch)
+    found = recovery.classify(superblock, log, list(damaged))
+    return Body([_log_record(raw) for raw in raw_log], log, dirty, damaged, found)
+
+
+def _read_map(store: Store, size_bytes: int) -> tuple[DirtyMap, dict[int, Damage]]:
+    dirty = DirtyMap(size_bytes)
+    geometry = layout.Geometry(size_bytes)
+    damaged: dict[int, Damage] = {}
+    for index, raw in store.read_map():
+        try:
+            bitmaps = layout.decode_map_page(raw, index)
+        except (DamagedRecord, UnknownVersion) as error:
+            damaged[index] = error
+            continue
+        for extent, bits in zip(geometry.extents_of_page(index), bitmaps, strict=False):
+            if bits:
+                dirty.set_bits(extent, bits)
+    return dirty, damaged
+
+
+def _superblock(raw: bytes) -> Superblock | Damage:
+    try:
+        return layout.decode_superblock(raw)
+    except (DamagedRecord, UnknownVersion) as error:
+        return error
+
+
+def _log_record(raw: bytes) -> LogRecord | Damage:
+    try:
+        return layout.decode_log_record(raw)
+    except (DamagedRecord, UnknownVersion) as error:
+        return error
+
+
+def status(directory: Path, config: Config) -> dict[str, Any]:
+    """The keys of `nbdmirror status`, from disk. Raises MirrorError when no superblock counts."""
+    metadata = read(directory)
+    known, body = metadata.copies.superblock, metadata.body
+    if known is None or body is None:
+        assert metadata.copies.refusal is not None
+        raise metadata.copies.refusal
+    peer_disk = known.peer_disk.value if known.peer_disk not in (None, DiskState.UP_TO_DATE) else None
+    return {
+        "name": known.name,
+        "size": known.size_bytes,
+        "serving": False,
+        "role": None,
+        "disk": state_at_rest(known, config.peer is not None).value,
+        "connection": None,
+        "peer": {"address": str(config.peer) if config.peer else None, "role": None, "disk": peer_disk},
+        "protocol": config.protocol,
+        "generation": f"{known.current:016x}",
+        "dirty_bytes": dirty_bytes_at_start(known, body),
+        "resync": None,
+        "last_resync": last_resync(known.last_resync),
+        "activity_log": {
+            "extents": known.log_slots,
+            "used": len(body.log.extents) if isinstance(body.log, Rebuilt) and body.found.crashed else 0,
+            "hits": None,
+            "misses": None,
+        },
+        "io": None,
+        "latency": None,
+        "clients": {},
+        "warnings": list(_warnings(config, known, metadata.copies, body)),
+    }
+
+
+def dirty_bytes_at_start(known: Superblock, body: Body) -> int:
+    """What a start would count as dirty: the map, damaged pages, and after a crash the extents of the log."""
+    dirty = DirtyMap(known.size_bytes)
+    dirty.merge(body.dirty)
+    geometry = layout.Geometry(known.size_bytes)
+    if body.found.dirty is Dirty.ALL:
+        dirty.mark_all()
+    for extent in body.found.extents:
+        dirty.mark_extent(extent)
+    for page in body.found.pages:
+        for extent in geometry.extents_of_page(page):
+            dirty.mark_extent(extent)
+    return dirty.dirty_blocks * BLOCK_BYTES
+
+
+def _warnings(config: Config, known: Superblock, copies: Copies, body: Body) -> Iterator[str]:
+    if copies.warning:
+        yield copies.warning
+    if body.found.crashed:
+        role = "primary" if known.primary else "secondary"
+        yield f"it was not stopped in order while it was {role}: its next start recovers it"
+    yield from body.found.warnings
+    if config.peer is None:
+        yield "this volume stands alone: it has no redundancy"
+    elif known.redundancy_lost_at:
+        yield f"redundancy is lost since {iso_time(known.redundancy_lost_at)}"
+    if known.name != config.name:
+        yield f"volume.toml names the volume {config.name!r}, its metadata {known.name!r}"

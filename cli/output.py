@@ -1,0 +1,69 @@
+"""What every verb says and how: results on stdout, messages on stderr.
+
+Colours on a terminal only, and not there either where NO_COLOR is set.
+"""
+
+import sys
+from collections.abc import Iterable
+
+import click
+from rich.console import Console
+from rich.text import Text
+
+# soft_wrap: lines are the terminal's to break, so that what is copied or piped is whole.
+_out = Console(highlight=False, soft_wrap=True)
+_err = Console(stderr=True, highlight=False, soft_wrap=True)
+
+UNITS = ("bytes", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB")
+
+
+def say(text: str | Text) -> None:
+    _out.print(text if isinstance(text, Text) else Text(text))
+
+
+def warn(text: str) -> None:
+    _err.print(Text.assemble(("warning: ", "bold yellow"), text))
+
+
+def fail(message: str, remedy: str = "") -> None:
+    """What is wrong and why, and on a line of its own what to do."""
+    _err.print(Text.assemble(("nbdmirror: ", "bold red"), message))
+    if remedy:
+        _err.print(Text.assemble(("what to do: ", "bold"), remedy))
+
+
+def rows(pairs: Iterable[tuple[str, str | Text]]) -> Text:
+    """Labels and values in two columns."""
+    pairs = list(pairs)
+    width = max((len(label) for label, _ in pairs), default=0) + 2
+    lines = [Text.assemble((label.ljust(width), "dim"), value) for label, value in pairs]
+    return Text("\n").join(lines)
+
+
+def confirm(question: str) -> None:
+    """Ask for a yes on stdin; without one (also at its end) nothing is done: click.Abort."""
+    click.confirm(question, abort=True, err=True)
+
+
+def at_terminal() -> bool:
+    return sys.stdin.isatty()
+
+
+def size_text(count: float) -> str:
+    """1536 -> 1.5 KiB. Whole numbers without a point."""
+    unit = 0
+    while count >= 1024 and unit < len(UNITS) - 1:
+        count /= 1024
+        unit += 1
+    number = f"{count:.0f}" if count == int(count) else f"{count:.1f}"
+    return f"{number} {UNITS[unit]}"
+
+
+def duration_text(seconds: float) -> str:
+    """95 -> 1 min 35 s."""
+    if seconds < 60:
+        return f"{seconds:.3g} s"
+    minutes, rest = divmod(int(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest} s"
+    return f"{minutes // 60} h {minutes % 60} min"

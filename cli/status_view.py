@@ -1,0 +1,111 @@
+"""A replica's status for people: a page, and one line for logs and pipes."""
+
+import datetime
+from collections.abc import Iterator
+from typing import Any
+
+from rich.text import Text
+
+from cli import output
+from cli.output import duration_text, size_text
+
+Status = dict[str, Any]
+
+_GOOD = ("primary", "secondary", "UpToDate", "Connected")
+_BAD = ("Failed", "Inconsistent")
+
+
+def page(status: Status) -> Text:
+    """Everything, in two columns; the warnings below."""
+    lines = [output.rows(_pairs(status))]
+    lines += [Text.assemble(("warning: ", "bold yellow"), warning) for warning in status["warnings"]]
+    return Text("\n").join(lines)
+
+
+def _pairs(status: Status) -> Iterator[tuple[str, str | Text]]:
+    yield "volume", f"{status['name']}, {size_text(status['size'])}, protocol {status['protocol']}"
+    yield "role", _state(status["role"]) if status["serving"] else Text("not served: read from disk", "yellow")
+    yield "disk", _state(status["disk"])
+    if status["connection"]:
+        yield "connection", _state(status["connection"])
+    yield "peer", _peer(status["peer"])
+    yield "generation", status["generation"]
+    dirty = status["dirty_bytes"]
+    yield "dirty", Text(f"{size_text(dirty)} missing on the peer", "yellow") if dirty else "nothing"
+    if status["resync"]:
+        yield "resync", _resync(status["resync"])
+    if status["last_resync"]:
+        yield "last resync", _last_resync(status["last_resync"])
+    yield "activity log", _activity_log(status["activity_log"])
+    if status["io"]:
+        yield from _io(status["io"])
+    if status["latency"]:
+        yield from _latency(status["latency"])
+    if status.get("clients"):
+        yield "clients", ", ".join(f"{who} ({count} connections)" for who, count in status["clients"].items())
+
+
+def line(status: Status) -> str:
+    """The state on one line, with the time of day."""
+    peer = status["peer"]
+    parts = [
+        datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
+        status["name"],
+        status["role"] or "not served",
+        status["disk"],
+        *([status["connection"]] if status["connection"] else []),
+        *([f"peer {peer['role'] or 'unknown'}/{peer['disk'] or 'unknown'}"] if peer["address"] else []),
+        f"dirty {size_text(status['dirty_bytes'])}",
+    ]
+    if status["resync"]:
+        parts.append(f"resync {_resync(status['resync'])}")
+    if status["io"]:
+        parts.append(f"{status['io']['writes']} writes, {status['io']['reads']} reads")
+    parts += [f"warning: {warning}" for warning in status["warnings"]]
+    return "; ".join(parts)
+
+
+def _state(text: str | None) -> Text:
+    style = "green" if text in _GOOD else "bold red" if text in _BAD else "yellow"
+    return Text(text or "unknown", style)
+
+
+def _peer(peer: dict[str, Any]) -> Text | str:
+    if not peer["address"]:
+        return "none: the volume stands alone"
+    return Text.assemble(
+        peer["address"], ", ", _state(peer["role"] or "role unknown"), ", ", _state(peer["disk"] or "disk unknown")
+    )
+
+
+def _resync(resync: dict[str, Any]) -> str:
+    total = resync["total_bytes"]
+    percent = 100 * resync["done_bytes"] / total if total else 0.0
+    left = f", {duration_text(resync['eta_s'])} left" if resync["eta_s"] is not None else ""
+    return f"{resync['direction']}: {percent:.0f} % of {size_text(total)} at {size_text(resync['bytes_per_s'])}/s{left}"
+
+
+def _last_resync(last: dict[str, Any]) -> str:
+    return (
+        f"{last['started']}: {size_text(last['dirty_bytes'])} compared, {size_text(last['sent_bytes'])} sent, "
+        f"{size_text(last['skipped_bytes'])} skipped, in {duration_text(last['seconds'])}"
+    )
+
+
+def _activity_log(log: dict[str, Any]) -> str:
+    text = f"{log['used']} of {log['extents']} extents"
+    return text if log["hits"] is None else f"{text}, {log['hits']} hits, {log['misses']} misses"
+
+
+def _io(io: dict[str, int]) -> Iterator[tuple[str, str]]:
+    yield "written", f"{io['writes']} writes, {size_text(io['written_bytes'])}; {io['flushes']} flushes"
+    yield "read", f"{io['reads']} reads, {size_text(io['read_bytes'])}"
+    if io["trims"] or io["zeroes"]:
+        trimmed, zeroed = size_text(io["trimmed_bytes"]), size_text(io["zeroed_bytes"])
+        yield "freed", f"{io['trims']} trims, {trimmed}; {io['zeroes']} zeroes, {zeroed}"
+
+
+def _latency(latency: dict[str, dict[str, float | None]]) -> Iterator[tuple[str, str]]:
+    for name, values in latency.items():
+        if values["p50_us"] is not None and values["p99_us"] is not None:
+            yield f"{name} latency", f"{values['p50_us']:.0f} µs (p50), {values['p99_us']:.0f} µs (p99)"

@@ -1,0 +1,122 @@
+"""Kill tests: random moments, every victim, every protocol, depth 1 and 16, many writes in flight.
+
+One pair of replicas lives through rounds; in each a writer keeps requests in flight, after a random number of answers
+the victim is killed, and what was promised is checked: block by block, against the log of acknowledged writes. The
+moments come from the printed seed.
+"""
+
+import random
+from collections.abc import Callable
+
+import pytest
+
+from tests.integration.clients import Writer, new_history
+from tests.integration.cluster import PEER_LOST, Cluster, Replica, assert_equal_copies
+from tests.integration.history import History
+
+EXPECTED = PEER_LOST + "|crash|promot|must not|log|primary|client|connection"
+
+
+class Rounds:
+    """A pair, the history of what clients wrote to it, and one method a victim."""
+
+    def __init__(self, cluster: Cluster, rng: random.Random, protocol: str, depth: int) -> None:
+        self.cluster, self.rng, self.protocol, self.depth = cluster, rng, protocol, depth
+        self.primary, self.secondary = cluster.pair(size="128M", protocol=protocol)
+        for replica in (self.primary, self.secondary):
+            replica.allow(EXPECTED)
+        self.history: History = new_history(rng)
+        self.run = 0
+
+    def writer(self) -> Writer:
+        """A writer of random shape that has got a random number of answers."""
+        self.run += 1
+        connections = self.rng.choice([1, 1, 4]) if self.depth > 1 else 1
+        options = {"depth": self.depth // connections, "connections": connections, "blocks": 2500}
+        shape = {"blocks_max": self.rng.choice([1, 4]), "zeroes": 0.1, "fua": 0.05, "reads": 0.1, "flush_every": 60}
+        writer = Writer(self.primary, self.history, self.run, **options, **shape)
+        self.cluster.at_end(writer.close)
+        writer.wait_answers(self.rng.randint(1, 500))
+        return writer
+
+    def check(self, replica: Replica) -> None:
+        assert not self.history.errors, f"requests failed: {self.history.errors[:3]}"
+        with replica.client(timeout_s=5) as client:
+            self.history.assert_on(client)
+
+    def taken_over(self) -> None:
+        """What another replica than the old primary must have: under C everything that was acknowledged."""
+        if self.protocol != "C":
+            self.history.forget_unflushed()
+        self.check(self.primary)
+
+    def settle(self) -> None:
+        self.primary.wait_in_step(30)
+        self.secondary.wait_in_step(30)
+        assert_equal_copies(self.primary, self.secondary)
+
+    # -- victims ------------------------------------------------------------------------------------------------
+
+    def client(self) -> None:
+        writer = self.writer()
+        writer.kill()
+        assert self.primary.running
+        self.check(self.primary)
+        self.settle()
+
+    def peer(self) -> None:
+        writer = self.writer()
+        self.secondary.kill()
+        writer.wait_answers(self.rng.randint(1, 200))
+        self.secondary.serve()
+        writer.wait_answers(self.rng.randint(1, 200))
+        writer.stop()
+        self.check(self.primary)
+        self.settle()
+
+    def both(self) -> None:
+        writer = self.writer()
+        self.cluster.kill_together(self.primary, self.secondary)
+        writer.ended_by_loss()
+        for replica in self.rng.sample([self.primary, self.secondary], 2):
+            replica.launch()
+        for replica in (self.primary, self.secondary):
+            replica.wait_ready()
+        self.settle()
+        if self.rng.random() < 0.5:
+            self.primary, self.secondary = self.secondary, self.primary
+        self.primary.promote()
+        self.taken_over()
+        self.settle()
+
+    def lead(self) -> None:
+        """The primary: its peer takes over, it comes back as secondary."""
+        writer = self.writer()
+        self.primary.kill()
+        writer.ended_by_loss()
+        self.secondary.promote()
+        self.primary, self.secondary = self.secondary, self.primary
+        self.taken_over()
+        self.secondary.serve()
+        assert self.secondary.status()["role"] == "secondary"
+        self.settle()
+
+    def victims(self) -> list[Callable[[], None]]:
+        return [self.client, self.peer, self.both, self.lead]
+
+
+@pytest.mark.parametrize("depth", [1, 16])
+@pytest.mark.parametrize("protocol", ["A", "B", "C"])
+def test_every_victim_once(cluster: Cluster, rng: random.Random, protocol: str, depth: int) -> None:
+    rounds = Rounds(cluster, rng, protocol, depth)
+    for victim in rng.sample(rounds.victims(), 4):
+        victim()
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("depth", [1, 16])
+@pytest.mark.parametrize("protocol", ["A", "B", "C"])
+def test_many_rounds(cluster: Cluster, rng: random.Random, protocol: str, depth: int) -> None:
+    rounds = Rounds(cluster, rng, protocol, depth)
+    for _ in range(60):
+        rng.choice(rounds.victims())()

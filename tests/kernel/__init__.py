@@ -1,0 +1,1 @@
+"""A real kernel's NBD client, in a User-Mode Linux guest."""
