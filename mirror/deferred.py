@@ -173,8 +173,8 @@ class Deferred:
         if stream is not None:
             try:
                 header, _ = stream.receive()
-                if error is not None or header.type == MessageType.ANSWER:
-                    # Applied or refused already, or to be settled with our own error: no need to defer.
+                if error is not None or header.type == MessageType.ANSWER or stream.buffered:
+                    # Applied already (its answer is here, where no poller sees it), or to be settled with our own error.
                     if header.type == MessageType.RECEIVED:
                         header, _ = stream.receive()
                     peer_has_it = header.code == 0

@@ -15,8 +15,8 @@ row names the story that leads to it. What makes the table safe rests on duties 
      keeps its own map until it is UpToDate again.
  g3  A full resync gives its target a new generation which becomes the source's base, so that its map can resume it;
      and the source another new one as current, so that a copy which shared the old one is never taken for equal later.
- g4  At the end the target first: durably UpToDate, with the source's current and history, base 0. Then the source:
-     base 0.
+ g4  At the end the target first: durably UpToDate, with the source's current and history. Then the source. Either has
+     base 0 from then on: its map no longer reaches further back.
  g5  `met_peer` is set only when both sides have durably recorded the same volume, and before the first block travels.
  g6  A promotion makes a FRESH or BACKING replica ESTABLISHED, with a volume of its own.
  g7  Who serves without keeping a map (no peer configured) first takes `untracked` generations.
@@ -250,7 +250,7 @@ def _joins(one: Standing, other: Standing) -> bool:
 
 def _started_alone(one: Standing) -> bool:
     """It became primary before it ever met a peer."""
-    return not one.met_peer and not _is_void(one) and (one.kind is Kind.ESTABLISHED or _is_primary(one))
+    return not one.met_peer and (one.kind is Kind.ESTABLISHED or _is_primary(one))
 
 
 def _waits_for_contents(one: Standing) -> bool:
