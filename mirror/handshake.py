@@ -111,7 +111,7 @@ def _parse(payload: memoryview) -> dict[str, Any]:
         raise ProtocolError(f"a handshake message of {len(payload)} bytes")
     try:
         message = json.loads(bytes(payload))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ProtocolError(f"a handshake message that is not JSON: {error}") from error
     if not isinstance(message, dict):
         raise ProtocolError("a handshake message that is not an object")

@@ -19,7 +19,7 @@ from types import TracebackType
 
 from mirror.core import wire
 from mirror.core.errors import LinkLost, OperatorError, ProtocolError
-from mirror.core.limits import REQUEST_BYTES_MAX
+from mirror.core.limits import CONTROL_BYTES_MAX
 from mirror.core.wire import Header, MessageType
 from mirror.runtime import Runtime, Thread
 
@@ -44,6 +44,8 @@ class Stream:
         self.received = 0
         self.answered = 0
         self.asked_from = 0
+        # Nothing large is taken from anybody before a session.
+        self.payload_bytes_max = CONTROL_BYTES_MAX
         self._socket = connection
         self._buffer = bytearray(RECEIVE_BUFFER_BYTES)
         self._view = memoryview(self._buffer)
@@ -108,7 +110,7 @@ class Stream:
                 self._answer_command(prefix_bytes, body_bytes)
                 continue
             break
-        if body_bytes < wire.HEADER_BYTES or body_bytes > wire.HEADER_BYTES + REQUEST_BYTES_MAX:
+        if body_bytes < wire.HEADER_BYTES or body_bytes > wire.HEADER_BYTES + self.payload_bytes_max:
             raise ProtocolError(f"a message of {body_bytes} bytes from {self.peer_address}")
         self._fill(prefix_bytes + wire.HEADER_BYTES)
         start = self._start + prefix_bytes

@@ -16,7 +16,7 @@ from typing import Any
 
 from mirror.core.errors import LinkLost, MirrorError, OperatorError, PeerError, ProtocolError
 from mirror.core.generation import Outcome, Standing
-from mirror.core.limits import CONTROL_BYTES_MAX, DATA_STREAMS, SYNC_STREAMS
+from mirror.core.limits import CONTROL_BYTES_MAX, DATA_STREAMS, REQUEST_BYTES_MAX, SYNC_STREAMS
 from mirror.core.wire import MessageType
 from mirror.link import Stream
 from mirror.runtime import Runtime
@@ -74,6 +74,7 @@ class Session:
         """Add data stream `index` of a direction; they may arrive in any order."""
         stream.session = self.number
         stream.asked_from = stream.sent
+        stream.payload_bytes_max = REQUEST_BYTES_MAX
         self._arrived[ours, index] = stream
 
     @property
@@ -274,7 +275,7 @@ def _parse_control(payload: memoryview) -> dict[str, Any]:
         raise ProtocolError(f"a control message of {len(payload)} bytes")
     try:
         message = json.loads(bytes(payload))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ProtocolError(f"a control message that is not JSON: {error}") from error
     if not isinstance(message, dict):
         raise ProtocolError("a control message that is not an object")

@@ -1,7 +1,7 @@
 """The parent of nbdkit: holds what must outlive it, starts it, starts it again when it dies, and stops it in order.
 
-Held here and inherited by every nbdkit: the locks (hold.py), a descriptor of the data, whose fsync proves after a crash
-that the page cache lost nothing (invariant memory-counts), and the listening NBD socket, so that clients which connect
+Held here and inherited by every nbdkit: the locks (hold.py), a descriptor of the data, which proves after a crash that
+the page cache lost nothing (page_cache.py), and the listening NBD socket, so that clients which connect
 while nbdkit is being started again wait in its queue instead of being refused, and a port in use is found before
 anything is started.
 
@@ -33,6 +33,7 @@ from mirror.runtime import Runtime
 from nbd_server import config as configuration
 from nbd_server import hold, listening
 from nbd_server.config import Config, Endpoint, TcpEndpoint, is_loopback
+from nbd_server.page_cache import check_no_write_lost
 
 NBDKIT_VARIABLE = "NBDMIRROR_NBDKIT"
 NBDKIT_MINIMUM = (1, 42)
@@ -276,15 +277,15 @@ class _Supervisor:
         return 0
 
     def _memory_kept(self) -> bool:
-        """Whether the page cache is known to hold every write: an fsync that would tell of lost ones succeeds."""
+        """Whether the page cache is known to hold every write. In a thread, because a dead disk may never answer."""
         reader, writer = socket.socketpair()
 
         def prove() -> None:
             try:
-                os.fsync(self._descriptors[CHILD_DATA])
+                check_no_write_lost(self._descriptors[CHILD_DATA])
                 writer.send(b"y")
             except OSError as error:
-                log.error("%s: the disk lost writes: fsync failed: %s", self._config.name, error.strerror)
+                log.error("%s: the disk lost writes: %s", self._config.name, error.strerror)
                 writer.send(b"n")
 
         self._runtime.spawn("prove-memory", prove)
@@ -294,7 +295,7 @@ class _Supervisor:
             reader.close()
             writer.close()
             return not self._memory_lost
-        self._memory_lost = True  # not proven, and a later fsync could miss an error that this one will get
+        self._memory_lost = True  # not proven, and a later check could miss an error that this one will get
         return False
 
     @staticmethod

@@ -1,5 +1,6 @@
 """What the NBD protocol promises, asked by clients that others wrote, of a volume that stands alone."""
 
+import contextlib
 import errno
 import itertools
 import json
@@ -7,6 +8,7 @@ import os
 import random
 import signal
 import socket
+import struct
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -401,6 +403,64 @@ def test_a_stop_cuts_idle_clients_without_an_answer(volume: Replica) -> None:
     assert volume.stop() < 5.0
     wait_for(lambda: handle.poll(0) < 0 or handle.aio_is_dead() or handle.aio_is_closed(), 5.0, "the connection to end")
     assert volume.data_path.read_bytes()[:BLOCK] == b"x" * BLOCK
+
+
+class BareClient:
+    """A client of a few bytes, which sees every byte that the server sends, and when it hangs up."""
+
+    def __init__(self, replica: Replica) -> None:
+        self.socket = socket.socket(socket.AF_UNIX)
+        self.socket.settimeout(10.0)
+        self.socket.connect(str(replica.socket_path))
+        self.received = self.socket.makefile("rb")
+        self.received.read(18)  # the server's greeting
+        name = replica.name.encode()
+        self.socket.sendall(struct.pack(">I", 3))  # fixed newstyle, no zeroes
+        self.socket.sendall(struct.pack(">QII", 0x49484156454F5054, 7, len(name) + 6))  # NBD_OPT_GO
+        self.socket.sendall(struct.pack(">I", len(name)) + name + struct.pack(">H", 0))
+        kind = 0
+        while kind != 1:  # NBD_REP_ACK
+            _, _, kind, length = struct.unpack(">QIII", self.received.read(20))
+            assert kind < 1 << 31, "the server refuses"
+            self.received.read(length)
+
+    def write(self, cookie: int, offset: int, data: bytes) -> None:
+        self.socket.sendall(struct.pack(">IHHQQI", 0x25609513, 0, 1, cookie, offset, len(data)) + data)
+
+    def answer(self) -> tuple[int, int]:
+        """(cookie, error) of the next answer."""
+        _, error, cookie = struct.unpack(">IIQ", self.received.read(16))
+        return cookie, error
+
+    def rest(self) -> bytes:
+        """Everything that the server sends until it hangs up."""
+        got = b""
+        with contextlib.suppress(ConnectionResetError):  # it hung up with requests unread
+            while part := self.received.read1():
+                got += part
+        return got
+
+    def close(self) -> None:
+        self.received.close()
+        self.socket.close()
+
+
+def test_requests_that_are_cut_off_get_no_answer_of_any_kind(cluster: Cluster) -> None:
+    """An error would end a mounted filesystem; a lost connection is waited for (invariant silent-not-error)."""
+    a, b = cluster.pair("64M", peer_timeout_s=30.0)
+    for replica in (a, b):
+        replica.allow(".")
+    busy, idle = BareClient(a), BareClient(a)
+    for client in (busy, idle):
+        cluster.at_end(client.close)
+    busy.write(1, 0, b"x" * BLOCK)
+    assert busy.answer() == (1, 0)
+    b.freeze()
+    for cookie in range(2, 22):  # more than nbdkit has threads a connection: some are not even read
+        busy.write(cookie, cookie * BLOCK, b"x" * BLOCK)
+    assert a.stop() < 5.0
+    assert busy.rest() == b""
+    assert idle.rest() == b""
 
 
 def test_nbdkit_that_is_told_to_end_stops_in_order(volume: Replica) -> None:

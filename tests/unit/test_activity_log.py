@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -133,62 +134,104 @@ class Twin:
         self.next = None
 
 
+class Walk:
+    """Performs the same steps on the log and on its twin, and compares them after each."""
+
+    def __init__(self, slots: int) -> None:
+        self.log = ActivityLog(slots, epoch=EPOCH)
+        self.twin = Twin(slots)
+        self.held: list[tuple[int, int]] = []
+        self.pending: Transaction | None = None
+        self.flush_round = 1
+
+    def hold(self, one: tuple[int, int]) -> None:
+        got = self.log.hold(*one)
+        assert got == self.twin.hold(*one)
+        self.held += [one] if got else []
+
+    def release(self, which: int, written: bool) -> None:
+        if self.held:
+            one = self.held.pop(which % len(self.held))
+            self.log.release(*one, self.flush_round * written)
+            self.twin.release(*one, self.flush_round * written)
+
+    def stable(self, behind: int) -> None:
+        self.twin.stable = max(self.twin.stable, self.flush_round - behind)
+        self.log.stable_through(self.flush_round - behind)
+        self.flush_round += 1
+
+    def plan(self, wanted: list[tuple[int, int]]) -> None:
+        if self.pending is not None:
+            assert self.log.plan(wanted) is None
+            return
+        expected = self.twin.plan(wanted)
+        planned = self.log.plan(wanted)
+        if not expected:
+            assert planned is NEED_STABLE
+            return
+        assert isinstance(planned, Transaction)
+        assert self.twin.next is not None
+        assert list(planned.granted) == expected
+        assert {extent for _, extent in planned.record.changes} == self.twin.next[1]
+        self.pending = planned
+
+    def end(self, well: bool) -> None:
+        if self.pending is None:
+            return
+        if well:
+            self.log.commit(self.pending)
+            self.twin.commit()
+            self.held += self.pending.granted
+        else:
+            self.log.abort(self.pending)
+            self.twin.abort()
+        self.pending = None
+
+    def compare(self) -> None:
+        assert self.log.hot_extents() == set(self.twin.order)
+        assert self.log.victims_waiting() == self.twin.waiting()
+        assert self.log.used == len(self.twin.order) <= self.twin.slots
+
+
 ranges = st.tuples(st.integers(0, 11), st.integers(0, 2)).map(lambda pair: (pair[0], pair[0] + pair[1]))
 steps = st.one_of(
-    st.tuples(st.just("hold"), ranges),
-    st.tuples(st.just("release"), st.integers(0, 20)),
-    st.tuples(st.just("stable"), st.integers(0, 2)),
-    st.tuples(st.just("plan"), st.lists(ranges, min_size=1, max_size=4)),
-    st.tuples(st.just("end"), st.sampled_from(["commit", "commit", "abort"])),
+    st.tuples(st.just(Walk.hold), ranges),
+    st.tuples(st.just(Walk.release), st.integers(0, 20), st.booleans()),
+    st.tuples(st.just(Walk.stable), st.integers(0, 2)),
+    st.tuples(st.just(Walk.plan), st.lists(ranges, min_size=1, max_size=4)),
+    st.tuples(st.just(Walk.end), st.booleans()),
 )
 
 
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None)
 @given(st.integers(3, 8), st.lists(steps, max_size=60))
-def test_it_holds_grants_and_evicts_as_a_naive_log_does(slots: int, history: list[tuple[str, object]]) -> None:
-    log, twin = ActivityLog(slots, epoch=EPOCH), Twin(slots)
-    held: list[tuple[int, int]] = []
-    pending: Transaction | None = None
-    flush_round = 1
-    for verb, what in history:
-        if verb == "hold":
-            assert isinstance(what, tuple)
-            got = log.hold(*what)
-            assert got == twin.hold(*what)
-            held += [what] if got else []
-        elif verb == "release" and held:
-            assert isinstance(what, int)
-            one = held.pop(what % len(held))
-            log.release(*one, flush_round)
-            twin.release(*one, flush_round)
-        elif verb == "stable":
-            assert isinstance(what, int)
-            twin.stable = max(twin.stable, flush_round - what)
-            log.stable_through(flush_round - what)
-            flush_round += 1
-        elif verb == "plan" and pending is None:
-            assert isinstance(what, list)
-            expected = twin.plan(what)
-            planned = log.plan(what)
-            if not expected:
-                assert planned is NEED_STABLE
-            else:
-                assert isinstance(planned, Transaction)
-                assert list(planned.granted) == expected
-                assert {extent for _, extent in planned.record.changes} == (twin.next or ([], set()))[1]
-                pending = planned
-        elif verb == "end" and pending is not None:
-            if what == "commit":
-                log.commit(pending)
-                twin.commit()
-                held += pending.granted
-            else:
-                log.abort(pending)
-                twin.abort()
-            pending = None
-        assert log.hot_extents() == set(twin.order)
-        assert log.victims_waiting() == twin.waiting()
-        assert log.used == len(twin.order) <= slots
+def test_it_holds_grants_and_evicts_as_a_naive_log_does(slots: int, history: list[tuple[Any, ...]]) -> None:
+    walk = Walk(slots)
+    for step, *arguments in history:
+        step(walk, *arguments)
+        walk.compare()
+
+
+@pytest.mark.parametrize(("slots", "extents"), [(3, 6), (8, 12), (20, 60)])
+def test_it_does_so_for_long(rng: random.Random, slots: int, extents: int) -> None:
+    walk = Walk(slots)
+    for _ in range(3000):
+        first = rng.randrange(extents)
+        kind = rng.random()
+        if kind < 0.2:
+            walk.hold((first, first + rng.choice([0, 0, 1, 2])))
+        elif kind < 0.65:
+            walk.release(rng.randrange(100), rng.random() < 0.8)
+        elif kind < 0.75:
+            walk.stable(rng.randrange(3))
+        elif kind < 0.85:
+            walk.plan(
+                [(first, first + rng.choice([0, 0, 1, 2])) for first in rng.sample(range(extents), rng.randint(1, 3))]
+            )
+        else:
+            walk.end(rng.random() < 0.9)
+        walk.compare()
+    assert walk.log.next_sequence > 50
 
 
 # -- a life with a disk, and a crash in it ---------------------------------------------------------------------------
@@ -228,16 +271,21 @@ class Life:
         longest = min(self.log.range_max, 17)
         return [(start, min(self.extents - 1, start + self.rng.randrange(longest))) for start in starts]
 
+    def write_into_hot(self) -> list[tuple[int, int]]:
+        """Begin writes where all is hot; what else was wanted."""
+        cold = []
+        for one in self.wanted():
+            if self.log.hold(*one):
+                self.writing.append(one)
+            else:
+                cold.append(one)
+        return cold
+
     def next_transaction(self) -> Transaction:
         """Write into hot extents until something cold is wanted, then plan."""
         while True:
             self.finish_some(0.6)
-            cold = []
-            for one in self.wanted():
-                if self.log.hold(*one):
-                    self.writing.append(one)
-                else:
-                    cold.append(one)
+            cold = self.write_into_hot()
             planned = self.log.plan(cold)
             if isinstance(planned, Transaction):
                 return planned
@@ -268,6 +316,8 @@ def test_a_crash_at_any_point_finds_every_unfinished_write(
     life = Life(rng, slots, extents)
     for number in range(1, transactions):
         transaction = life.next_transaction()
+        # Others go on while the record is being written.
+        life.write_into_hot()
         crash_here = number < 4 or rng.random() < 0.15 or transactions - number < 3
         if crash_here:
             before = life.assert_covered(life.ring.records)

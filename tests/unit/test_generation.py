@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from mirror.core import generation
 from mirror.core.generation import (
     DAY0,
     NO_VOLUME,
@@ -14,6 +15,7 @@ from mirror.core.generation import (
     Generations,
     Kind,
     Outcome,
+    Row,
     Standing,
     covered,
     decide,
@@ -35,7 +37,10 @@ APART = (Action.WAIT, Action.REFUSE, Action.SPLIT_BRAIN)
 VOLUME = b"v" * 16
 
 
-def standing(replica: str = "a", generations: Generations = Generations(7, 0, ()), **changes: object) -> Standing:
+IN_STEP = Generations(7, 0, ())
+
+
+def standing(replica: str, generations: Generations = IN_STEP, **changes: object) -> Standing:
     """An established secondary in good order."""
     plain = Standing(
         replica_id=replica.encode().ljust(16, b"\0"),
@@ -111,6 +116,7 @@ PAIRS = {
     "both moved on": (Generations(8, 7, (7,)), Generations(9, 7, (7,))),
     "both moved on, after different syncs": (Generations(9, 7, (8, 7)), Generations(10, 8, (8, 7))),
     "both moved on, one without a map": (Generations(8, 0, (7,)), Generations(9, 7, (7,))),
+    "each remembers the other": (Generations(8, 0, (7,)), Generations(7, 0, (8,))),
     "strangers": (Generations(8, 7, (7,)), Generations(20, 19, (19,))),
 }
 LIVE_DISKS = (DiskState.UP_TO_DATE, DiskState.CONSISTENT, DiskState.OUTDATED, DiskState.INCONSISTENT)
@@ -302,6 +308,8 @@ CASES = [
     ("primary-behind", Action.SPLIT_BRAIN, "behind", {}, {"role": Role.PRIMARY}),
     ("discard-bitmap", Action.TARGET_BITMAP, "behind", {"discard_my_data": True}, {"role": Role.PRIMARY}),
     ("split-brain", Action.SPLIT_BRAIN, "both moved on", {}, {"role": Role.PRIMARY}),
+    ("split-brain", Action.SPLIT_BRAIN, "both moved on", {"met_peer": False}, {"met_peer": False}),
+    ("split-brain", Action.SPLIT_BRAIN, "each remembers the other", {}, {}),
     ("discard-bitmap", Action.TARGET_BITMAP, "both moved on", {"discard_my_data": True}, {}),
     ("discard-bitmap", Action.SOURCE_BITMAP, "both moved on, after different syncs", {}, {"discard_my_data": True}),
     ("discard-full", Action.SOURCE_FULL, "both moved on, one without a map", {}, {"discard_my_data": True}),
@@ -333,6 +341,13 @@ def test_every_row_is_reached_and_says_what_to_do() -> None:
             assert row.remedy, row.rule
 
 
+def test_a_row_that_fits_both_ways_round_is_still_mirrored(monkeypatch: pytest.MonkeyPatch) -> None:
+    row = Row("either", "Any two.", lambda _it, _other: True, Action.SOURCE_FULL, "{it} is the source")
+    monkeypatch.setattr(generation, "TABLE", (row,))
+    outcome = check_pair(standing("a"), standing("b"))
+    assert (outcome.action, outcome.reason) == (Action.SOURCE_FULL, "this replica is the source")
+
+
 def test_reasons_speak_from_the_side_that_reads_them() -> None:
     ahead = standing("a", PAIRS["behind"][0])
     behind = standing("b", PAIRS["behind"][1])
@@ -349,6 +364,7 @@ def test_shared_ground_wants_a_map_that_reaches_back() -> None:
             "far behind",
             "behind a full source",
             "both moved on, one without a map",
+            "each remembers the other",
             "strangers",
         )
         assert shared_ground(one, other) is shared_ground(other, one) is expected, name

@@ -637,15 +637,28 @@ def test_what_was_made_is_removed_when_the_metadata_does_not_fit(small_filesyste
     assert list(small_filesystem.iterdir()) == []
 
 
-def test_the_superblock_is_written_last_and_all_is_made_durable(tmp_path: Path, calls: Calls) -> None:
+def test_metadata_is_allocated_first_the_superblock_written_last_and_all_is_durable(
+    tmp_path: Path, calls: Calls
+) -> None:
     writes = calls.spy("pwritev")
+    calls.spy("posix_fallocate")
     calls.spy("fdatasync")
     calls.spy("fsync")
     create_replica_files(tmp_path, SIZE, None, SUPERBLOCK)
     assert [offset for _, _, offset, _ in writes][-2:] == [0, RECORD_BYTES]
     names = [name for name, _ in calls.seen]
-    # Data; ring, map; superblocks; the directory.
-    assert names == ["fsync", "pwritev", "pwritev", "fdatasync", "pwritev", "pwritev", "fsync", "fsync"]
+    # Data; room for all metadata, ring, map; superblocks; the directory.
+    assert names == [
+        "fsync",
+        "posix_fallocate",
+        "pwritev",
+        "pwritev",
+        "fdatasync",
+        "pwritev",
+        "pwritev",
+        "fsync",
+        "fsync",
+    ]
 
 
 def test_a_backing_keeps_its_contents_and_must_be_large_enough(tmp_path: Path) -> None:

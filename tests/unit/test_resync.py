@@ -1,0 +1,195 @@
+"""What travels in a resync, when it is compressed, and what its progress says, on synthetic traces."""
+
+import hashlib
+import itertools
+import random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mirror.core.errors import ProtocolError
+from mirror.core.limits import BLOCK_BYTES, MIB, RESYNC_CHUNK_BYTES
+from mirror.core.resync import (
+    DIGEST_BYTES,
+    Action,
+    Compression,
+    Progress,
+    block_sums,
+    classify_blocks,
+    decode_sums,
+    encode_sums,
+)
+
+# Few different blocks, so that equal ones meet; 0 is the zero block.
+CONTENTS = [bytes([value]) * BLOCK_BYTES for value in range(4)]
+
+
+def content_of(blocks: list[int]) -> bytes:
+    return b"".join(CONTENTS[block] for block in blocks)
+
+
+def apply(runs: list[tuple[Action, int, int]], local: bytes, remote: bytes, offset: int) -> bytes:
+    """What a target has after it did what the runs say."""
+    result = bytearray(remote)
+    for action, at, length in runs:
+        place = slice(at - offset, at - offset + length)
+        if action is Action.ZERO:
+            result[place] = bytes(length)
+        elif action is Action.SEND:
+            result[place] = local[place]
+    return bytes(result)
+
+
+@given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), max_size=24), st.integers(0, 5))
+def test_the_runs_make_the_copies_equal_and_send_nothing_needless(pairs: list[tuple[int, int]], first: int) -> None:
+    local = content_of([one for one, _ in pairs])
+    remote = content_of([other for _, other in pairs])
+    offset = first * BLOCK_BYTES
+    runs = classify_blocks(block_sums(local), block_sums(memoryview(bytearray(remote))), offset)
+    assert apply(runs, local, remote, offset) == local
+    # They cover the range without gaps, and neighbours differ in what is done about them.
+    assert [at for _, at, _ in runs] == [offset + sum(length for _, _, length in runs[:n]) for n in range(len(runs))]
+    assert sum(length for _, _, length in runs) == len(local)
+    assert all(one[0] is not other[0] for one, other in itertools.pairwise(runs))
+    for action, wanted in (
+        (Action.SKIP, [one == other for one, other in pairs]),
+        (Action.ZERO, [one == 0 != other for one, other in pairs]),
+        (Action.SEND, [one not in (0, other) for one, other in pairs]),
+    ):
+        assert sum(length for kind, _, length in runs if kind is action) == sum(wanted) * BLOCK_BYTES
+
+
+def test_digests_are_of_sha256_and_zero_for_zeroes() -> None:
+    sums = block_sums(CONTENTS[0] + CONTENTS[2] + bytes(BLOCK_BYTES - 1) + b"\1")
+    assert sums[0] == bytes(DIGEST_BYTES)
+    assert sums[1] == hashlib.sha256(CONTENTS[2]).digest()[:DIGEST_BYTES]
+    assert any(sums[2])
+    assert block_sums(b"") == []
+
+
+def test_digests_travel_and_their_number_is_checked() -> None:
+    sums = block_sums(content_of([0, 1, 2]))
+    payload = encode_sums(sums)
+    assert decode_sums(memoryview(payload), 3 * BLOCK_BYTES) == sums
+    for wrong in (payload[:-1], payload + b"\0", payload[:-DIGEST_BYTES], b""):
+        with pytest.raises(ProtocolError):
+            decode_sums(wrong, 3 * BLOCK_BYTES)
+
+
+# -- compression ------------------------------------------------------------------------------------------------------
+
+
+class Line:
+    """A link and a processor: what a chunk takes, compressed or not."""
+
+    def __init__(self, rng: random.Random, bytes_per_s: float, pack_bytes_per_s: float, ratio: float) -> None:
+        self.rng = rng
+        self.bytes_per_s = bytes_per_s
+        self.pack_bytes_per_s = pack_bytes_per_s
+        self.ratio = ratio
+
+    def run(self, compression: Compression, chunks: int) -> float:
+        """The share of chunks that were compressed."""
+        packed = 0
+        for _ in range(chunks):
+            noise = self.rng.uniform(0.7, 1.3)
+            size = RESYNC_CHUNK_BYTES
+            if compression.wanted():
+                packed += 1
+                out = int(size * self.ratio)
+                compression.packed(size, out, size / self.pack_bytes_per_s * noise, out / self.bytes_per_s * noise)
+            else:
+                compression.plain(size, size / self.bytes_per_s * noise)
+        return packed / chunks
+
+
+@pytest.mark.parametrize(
+    ("bytes_per_s", "pack_bytes_per_s", "ratio", "pays"),
+    [
+        (12 * MIB, 500 * MIB, 0.4, True),  # 100 Mbit, text
+        (120 * MIB, 500 * MIB, 0.5, True),  # 1 Gbit, a database
+        (120 * MIB, 1500 * MIB, 1.0, False),  # what is compressed already: LZ4 gives up quickly, yet not for free
+        (1200 * MIB, 500 * MIB, 0.5, False),  # 10 Gbit: the processor is slower than the line
+        (1200 * MIB, 4000 * MIB, 0.05, True),  # nearly empty pages
+    ],
+)
+def test_it_compresses_where_that_is_faster(
+    bytes_per_s: float, pack_bytes_per_s: float, ratio: float, pays: bool, rng: random.Random
+) -> None:
+    compression = Compression()
+    line = Line(rng, bytes_per_s, pack_bytes_per_s, ratio)
+    line.run(compression, 30)
+    share = line.run(compression, 1000)
+    assert share > 0.95 if pays else share < 0.05
+
+
+def test_it_notices_that_contents_or_line_have_changed(rng: random.Random) -> None:
+    compression = Compression()
+    line = Line(rng, 120 * MIB, 500 * MIB, 0.4)
+    line.run(compression, 1000)
+    line.ratio = 1.0
+    line.run(compression, 300)
+    assert line.run(compression, 300) < 0.1
+    line.bytes_per_s, line.ratio = 12 * MIB, 0.4
+    # Trials have become rare while it did not pay.
+    line.run(compression, 600)
+    assert line.run(compression, 300) > 0.9
+
+
+def test_the_first_two_chunks_measure_either_way() -> None:
+    compression = Compression()
+    assert compression.wanted()
+    assert compression.wanted(), "nothing was measured yet"
+    compression.packed(100, 50, 1.0, 1.0)
+    assert not compression.wanted()
+    compression.plain(100, 5.0)
+    assert compression.wanted()
+
+
+# -- progress ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_steady_resync_says_when_it_ends() -> None:
+    progress = Progress(1000 * MIB)
+    assert progress.eta_s is None
+    for second in range(1, 11):
+        progress.advance(50 * MIB, second)
+        assert progress.bytes_per_s == pytest.approx(50 * MIB)
+        assert progress.eta_s == 20 - second
+    assert progress.done_bytes == 500 * MIB
+    progress.advance(500 * MIB, 11)
+    assert progress.eta_s == 0
+
+
+def test_the_rate_follows_a_change_within_seconds_but_not_each_chunk() -> None:
+    progress = Progress(10_000 * MIB)
+    elapsed_s = 0.0
+    for _ in range(200):
+        elapsed_s += 0.1
+        progress.advance(10 * MIB, elapsed_s)
+    steady = progress.bytes_per_s
+    assert steady == pytest.approx(100 * MIB, rel=0.01)
+    # Several chunks that end at one moment are no leap.
+    for _ in range(4):
+        progress.advance(10 * MIB, elapsed_s)
+    assert progress.bytes_per_s == steady
+    for _ in range(150):
+        elapsed_s += 0.1
+        progress.advance(1 * MIB, elapsed_s)
+    assert progress.bytes_per_s == pytest.approx(10 * MIB, rel=0.7)
+    assert progress.bytes_per_s < 20 * MIB
+
+
+def test_nothing_to_do_is_done() -> None:
+    assert Progress(0).eta_s == 0
+
+
+def test_a_rate_is_shown_from_the_first_chunk_on() -> None:
+    progress = Progress(10 * MIB)
+    progress.advance(1 * MIB, 0.1)
+    assert progress.bytes_per_s == pytest.approx(10 * MIB)
+    assert progress.eta_s == 1
+    early = Progress(10 * MIB)
+    early.advance(1 * MIB, 0.0)
+    assert early.eta_s is None
