@@ -113,7 +113,7 @@ class Peer:
     def end(self, reason: str) -> None:
         session = self.session
         if session is not None:
-            session.end(reason)
+            session.end(reason, orderly=True)
 
     def connect(self, discard_my_data: bool) -> None:
         """The operator's word to try again."""
@@ -209,7 +209,8 @@ class Peer:
             self._set(ConnectionState.CONNECTING if self._wanted else ConnectionState.STANDALONE, session.reason)
 
     def _on_end(self, session: Session, reason: str) -> None:
-        log.warning("the session with the peer ended: %s", reason)
+        level = logging.INFO if session.orderly else logging.WARNING
+        log.log(level, "the session with the peer ended: %s", reason)
         self._primary.detach(session)
         with self.changed:
             self.changed.notify_all()
@@ -455,7 +456,7 @@ class Peer:
                 self._refused = True
                 self._set(ConnectionState.STANDALONE, str(error))
                 return True
-            if self.reason != reason and not isinstance(error, LinkLost):
+            if self.reason != reason and (not isinstance(error, LinkLost) or self.state is ConnectionState.HANDSHAKE):
                 log.info("no session yet: %s", reason)
             if self.session is None:
                 self._set(ConnectionState.CONNECTING if self._wanted else ConnectionState.STANDALONE, reason)
@@ -490,7 +491,7 @@ class Peer:
             session.peer = dataclasses.replace(session.peer, disk=DiskState.FAILED)
             return None
         if operation == "bye":
-            session.end(str(message.get("reason", "the peer left")))
+            session.end(str(message.get("reason", "the peer left")), orderly=True)
             return None
         return self._on_control(session, message)
 

@@ -27,6 +27,9 @@ HEARTBEATS_PER_TIMEOUT = 20
 # writes are held up for no longer than the timeout altogether.
 SILENCE_PART = 0.75
 
+# A peer that does not take its leave in this time finds out by itself.
+GOODBYE_TIMEOUT_S = 0.5
+
 COUNTER = struct.Struct("<Q")
 
 
@@ -52,6 +55,7 @@ class Session:
         self.sync_incoming: list[Stream] = []
         self._arrived: dict[tuple[bool, int], Stream] = {}
         self.ended = False
+        self.orderly = False
         self.reason = ""
         # It ended because a disk could not do its part, so that beginning anew at once would only fail again.
         self.disk_trouble = False
@@ -131,17 +135,26 @@ class Session:
 
     # The end
 
-    def end(self, reason: str) -> None:
-        """End the session for good; the first reason stands."""
+    def end(self, reason: str, orderly: bool = False) -> None:
+        """End the session for good; the first reason stands. `orderly`: somebody wanted it so."""
         with self._changed:
             if self.ended:
                 return
             self.ended = True
+            self.orderly = self.orderly or orderly
             self.reason = reason
             self._changed.notify_all()
         for stream in self.streams():
             stream.shutdown()
         self._on_end(self, reason)
+
+    def part(self, reason: str) -> None:
+        """Tell the peer that the session ends by somebody's will, and wait until it knows."""
+        self.orderly = True
+        try:
+            self.request("bye", GOODBYE_TIMEOUT_S, reason=reason)
+        except MirrorError:
+            pass  # its answer is the end of the session
 
     def streams(self) -> list[Stream]:
         return [self.control, *list(self._arrived.values())]

@@ -435,7 +435,7 @@ class Volume:
                 self._replica.update(peer_disk=DiskState.OUTDATED)
             elif session.peer.role is Role.PRIMARY:
                 self._outdate()
-            session.notify("bye", reason=reason)
+            session.part(reason)
         except MirrorError as error:
             log.warning("could not say goodbye to the peer: %s", error)
 
@@ -567,7 +567,7 @@ class Volume:
         try:
             if not was_primary and session.peer.role is Role.PRIMARY:
                 self._outdate()
-            session.notify("bye", reason="the peer was stopped")
+            session.part("the peer was stopped")
         except MirrorError as error:
             log.warning("could not say goodbye to the peer: %s", error)
 

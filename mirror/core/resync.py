@@ -16,7 +16,7 @@ import hashlib
 import math
 
 from mirror.core.errors import ProtocolError
-from mirror.core.limits import BLOCK_BYTES
+from mirror.core.limits import BLOCK_BYTES, RESYNC_CHUNK_BYTES
 
 # -- what travels -----------------------------------------------------------------------------------------------------
 
@@ -78,11 +78,34 @@ def classify_blocks(local: list[bytes], remote: list[bytes], offset: int) -> lis
 
 # -- compression ------------------------------------------------------------------------------------------------------
 
-# Weight of the newest measurement: four chunks are enough to follow a change, one outlier is not enough to turn it.
+# Weight of the newest whole chunk: four are enough to follow a change, one outlier is not enough to turn it.
 _COST_WEIGHT = 0.25
+# It must save a tenth, or it is not worth the processor time that others want too.
+_WORTH_IT = 0.9
 # The dearer way is tried again after this many chunks, and less and less often while it stays the dearer one.
 _TRIAL_CHUNKS_MIN = 16
 _TRIAL_CHUNKS_MAX = 256
+
+
+class _Cost:
+    """Seconds a byte of one way of sending, of late. Small chunks, whose time is the round trip, count little."""
+
+    def __init__(self) -> None:
+        self._seconds = 0.0
+        self._bytes = 0.0
+
+    def note(self, count_bytes: int, seconds: float) -> None:
+        kept = 1 - _COST_WEIGHT * min(1.0, count_bytes / RESYNC_CHUNK_BYTES)
+        self._seconds = self._seconds * kept + seconds
+        self._bytes = self._bytes * kept + count_bytes
+
+    @property
+    def known(self) -> bool:
+        return self._bytes > 0
+
+    @property
+    def per_byte(self) -> float:
+        return self._seconds / self._bytes
 
 
 class Compression:
@@ -92,44 +115,41 @@ class Compression:
     """
 
     def __init__(self) -> None:
-        # Seconds a byte, None until measured.
-        self._packed_cost: float | None = None
-        self._plain_cost: float | None = None
+        self._packed = _Cost()
+        self._plain = _Cost()
         self._since_trial = 0
         self._trial_chunks = _TRIAL_CHUNKS_MIN
 
     def wanted(self) -> bool:
-        packed, plain = self._packed_cost, self._plain_cost
-        if packed is None or plain is None:
-            return packed is None
+        if not (self._packed.known and self._plain.known):
+            return not self._packed.known
+        pays = self._pays()
         self._since_trial += 1
-        better = packed < plain
         if self._since_trial >= self._trial_chunks:
             self._since_trial = 0
             self._trial_chunks = min(2 * self._trial_chunks, _TRIAL_CHUNKS_MAX)
-            return not better
-        return better
+            return not pays
+        return pays
 
     def packed(self, raw_bytes: int, _packed_bytes: int, pack_s: float, send_s: float) -> None:
         """A chunk was compressed, however well: what counts is when it was answered, `send_s` after that."""
-        self._note("_packed_cost", (pack_s + send_s) / raw_bytes)
+        self._note(self._packed, raw_bytes, pack_s + send_s)
 
     def plain(self, raw_bytes: int, send_s: float) -> None:
         """A chunk was sent as it is, and answered after `send_s`."""
-        self._note("_plain_cost", send_s / raw_bytes)
+        self._note(self._plain, raw_bytes, send_s)
 
-    def _note(self, name: str, cost: float) -> None:
-        before = self._better()
-        known: float | None = getattr(self, name)
-        setattr(self, name, cost if known is None else known + _COST_WEIGHT * (cost - known))
-        if before is not None and self._better() != before:
+    def _note(self, cost: _Cost, raw_bytes: int, seconds: float) -> None:
+        before = self._pays()
+        cost.note(raw_bytes, seconds)
+        if self._pays() is not before:
             self._trial_chunks = _TRIAL_CHUNKS_MIN
             self._since_trial = 0
 
-    def _better(self) -> bool | None:
-        if self._packed_cost is None or self._plain_cost is None:
-            return None
-        return self._packed_cost < self._plain_cost
+    def _pays(self) -> bool:
+        if not (self._packed.known and self._plain.known):
+            return False
+        return self._packed.per_byte < _WORTH_IT * self._plain.per_byte
 
 
 # -- progress ---------------------------------------------------------------------------------------------------------
