@@ -351,8 +351,12 @@ class Poller:
         self._closed = False
 
     def add(self, stream: Stream) -> None:
+        """Raises LinkLost for a stream that was closed already."""
+        try:
+            self._epoll.register(stream.fileno(), select.EPOLLIN)
+        except (OSError, ValueError) as error:
+            raise LinkLost(f"the connection to {stream.peer_address} was closed already") from error
         self._streams[stream.fileno()] = stream
-        self._epoll.register(stream.fileno(), select.EPOLLIN)
 
     def remove(self, stream: Stream) -> None:
         descriptor = stream.fileno()

@@ -416,35 +416,37 @@ class Peer:
 
     def _go_live(self, session: Session, plan: Plan) -> None:
         action = plan.outcome.action
-        is_source = action in handshake.SOURCE
-        is_target = action in handshake.TARGET
-        replica = self._replica
+        state = ConnectionState.CONNECTED
+        if action in handshake.SOURCE:
+            state = ConnectionState.SYNC_SOURCE
+        elif action in handshake.TARGET:
+            state = ConnectionState.SYNC_TARGET
+        # Held throughout: a session that ends at once must find all that there is to clean up.
         with self.changed:
             self.session = session
             self.discard_my_data = False
             self._refused = False
             session.heard_at_s = self._runtime.now_s()
-            state = ConnectionState.CONNECTED
-            if is_source:
-                state = ConnectionState.SYNC_SOURCE
-            elif is_target:
-                state = ConnectionState.SYNC_TARGET
             self._set(state, plan.outcome.reason)
-        spawn = self._runtime.spawn
-        timeouts = (self.settings.peer_timeout_s, self.settings.disk_timeout_s)
-        self._receivers = [
-            Receiver(replica, session, session.incoming, "apply"),
-            Receiver(replica, session, session.sync_incoming, "resync-apply"),
-        ]
-        self._threads = [
-            spawn("control", session.serve_control, self._control),
-            spawn("monitor", session.watch, *timeouts),
-        ]
-        log.info("session %016x with %s: %s (%s)", session.number, session.control.peer_address, plan.outcome.rule,
-                 plan.outcome.reason)  # fmt: skip
-        if is_source:
-            self.source = SyncSource(self._primary, session, self._source_done)
-            self.source.start()
+            log.info(
+                "session %016x with %s: %s (%s)",
+                session.number,
+                session.control.peer_address,
+                plan.outcome.rule,
+                plan.outcome.reason,
+            )
+            self._receivers = [
+                Receiver(self._replica, session, session.incoming, "apply"),
+                Receiver(self._replica, session, session.sync_incoming, "resync-apply"),
+            ]
+            spawn, settings = self._runtime.spawn, self.settings
+            self._threads = [
+                spawn("control", session.serve_control, self._control),
+                spawn("monitor", session.watch, settings.peer_timeout_s, settings.disk_timeout_s),
+            ]
+            if state is ConnectionState.SYNC_SOURCE:
+                self.source = SyncSource(self._primary, session, self._source_done)
+                self.source.start()
 
     def _not_connected(self, error: MirrorError) -> bool:
         """Remember why there is no session. True when dialling again soon is of no use."""

@@ -55,9 +55,9 @@ class Receiver:
 
     def _serve(self) -> None:
         with self._poller as poller:
-            for stream in self._streams:
-                poller.add(stream)
             try:
+                for stream in self._streams:
+                    poller.add(stream)
                 while not self._session.ended:
                     ready = poller.wait()
                     for stream in ready:

@@ -195,7 +195,7 @@ def _connected(directory: Path, deadline: float, timeout_s: float, runtime: Runt
                 with _short_path(directory / FILE_NAME) as address:
                     connection.connect(address)
                 break
-            except (FileNotFoundError, ConnectionRefusedError):
+            except (FileNotFoundError, NotADirectoryError, ConnectionRefusedError):
                 if hold.holder(directory) is None:
                     raise _not_serving(directory) from None
             except BlockingIOError:

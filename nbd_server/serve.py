@@ -49,6 +49,8 @@ ORPHAN_KILL_S = 3.0
 # After a death before it was ready, nbdkit is started again with a pause that doubles.
 RESTART_PAUSE_FIRST_S = 0.1
 RESTART_PAUSE_MAX_S = 5.0
+# A first start that somebody kills is tried again, but a plugin that crashes at once is not tried for ever.
+FIRST_STARTS_MAX = 3
 # How long the end of a child that was killed may take; only a disk that does not answer makes it long.
 KILLED_S = 0.2
 
@@ -84,6 +86,7 @@ class Child:
     refusal: OperatorError | None = None
     clean: bool | None = None
     killed: bool = False
+    ended_by_others: bool = False
 
     def ask_to_stop(self, timeout_s: float) -> None:
         with contextlib.suppress(OSError):  # it is ending already
@@ -104,7 +107,7 @@ def serve(directory: Path, options: ServeOptions, runtime: Runtime) -> int:
     listening.check_socket_path(endpoint)
     _check_addresses(config, endpoint, options.insecure)
     nbdkit = find_nbdkit()
-    with contextlib.ExitStack() as held:
+    with _Supervisor(config, runtime) as supervisor, contextlib.ExitStack() as held:
         lock = _keep(held, hold.hold_directory(directory, runtime))
         held.callback(os.ftruncate, lock, 0)
         data = _keep(held, hold.hold_data(config.data_path(directory), runtime))
@@ -116,21 +119,18 @@ def serve(directory: Path, options: ServeOptions, runtime: Runtime) -> int:
             f"shared={config.shared:d}",
         ]
         descriptors = {CHILD_LISTEN: listen, CHILD_LOCK: lock, CHILD_DATA: data}
-        with _Supervisor(config, endpoint, command, descriptors, runtime) as supervisor:
-            return supervisor.run()
+        return supervisor.run(endpoint.uri(config.name), command, descriptors)
 
 
 class _Supervisor:
     """The loop around one nbdkit after another."""
 
-    def __init__(
-        self, config: Config, endpoint: Endpoint, command: list[str], descriptors: dict[int, int], runtime: Runtime
-    ) -> None:
+    def __init__(self, config: Config, runtime: Runtime) -> None:
         self._config = config
-        self._uri = endpoint.uri(config.name)
-        self._command = command
-        self._descriptors = descriptors
         self._runtime = runtime
+        self._uri = ""
+        self._command: list[str] = []
+        self._descriptors: dict[int, int] = {}
         self._cleanup = contextlib.ExitStack()
         self._selector = self._cleanup.enter_context(selectors.DefaultSelector())
         self._stops_asked = 0
@@ -153,9 +153,14 @@ class _Supervisor:
     def __exit__(self, *_: object) -> None:
         self._cleanup.close()
 
-    def run(self) -> int:
+    def run(self, uri: str, command: list[str], descriptors: dict[int, int]) -> int:
+        """Until a signal ends it; `descriptors`: what each of the child's is here. Raises MirrorError."""
+        self._uri, self._command, self._descriptors = uri, command, descriptors
+        if self._asked_to_stop_within(0):
+            return 0
         child = self._start(resume=False, memory_kept=False)
         was_ready = False
+        failed_starts = 0
         pause_s = 0.0
         while True:
             how = self._follow(child)
@@ -164,7 +169,9 @@ class _Supervisor:
                 return self._stopped(bool(child.clean))
             if child.refusal is not None:
                 raise child.refusal
-            if not was_ready:
+            failed_starts += not child.ready
+            # What ends by itself before it is ready says why; what is ended by others deserves another try.
+            if not was_ready and (not child.ended_by_others or failed_starts == FIRST_STARTS_MAX):
                 raise OperatorError(
                     f"nbdkit {how} before the volume was ready", remedy="what it said is above; mend that first"
                 )
@@ -175,7 +182,7 @@ class _Supervisor:
             memory_kept = self._memory_kept()
             if self._asked_to_stop_within(pause_s):
                 return self._stopped(clean=False)
-            child = self._start(resume=True, memory_kept=memory_kept)
+            child = self._start(resume=was_ready, memory_kept=memory_kept)
 
     def _start(self, resume: bool, memory_kept: bool) -> Child:
         ours, theirs = socket.socketpair()
@@ -267,6 +274,7 @@ class _Supervisor:
         self._listen_to(child)
         _, status = os.waitpid(child.pid, 0)
         code = os.waitstatus_to_exitcode(status)
+        child.ended_by_others = code <= 0
         return f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit status {code}"
 
     def _stopped(self, clean: bool) -> int:

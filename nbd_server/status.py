@@ -8,7 +8,7 @@ from mirror.core.states import ConnectionState, DiskState
 from mirror.peer import Peer
 from mirror.primary import Primary
 from mirror.replica import Replica
-from nbd_server.config import Config, is_loopback
+from nbd_server.config import Config
 
 SYNCING = (ConnectionState.SYNC_SOURCE, ConnectionState.SYNC_TARGET)
 
@@ -50,7 +50,7 @@ def of_server(
         "io": primary.trace.counters(),
         "latency": primary.trace.latency(),
         "clients": clients,
-        "warnings": [*notes, *_disk_warnings(replica, primary), *_peer_warnings(config, replica, peer)],
+        "warnings": [*notes, *_disk_warnings(replica, primary), *_peer_warnings(replica, peer)],
     }
 
 
@@ -104,7 +104,7 @@ def _disk_warnings(replica: Replica, primary: Primary) -> list[str]:
     return warnings
 
 
-def _peer_warnings(config: Config, replica: Replica, peer: Peer | None) -> list[str]:
+def _peer_warnings(replica: Replica, peer: Peer | None) -> list[str]:
     if peer is None:
         return ["this volume stands alone: it has no redundancy"]
     warnings = []
@@ -117,9 +117,4 @@ def _peer_warnings(config: Config, replica: Replica, peer: Peer | None) -> list[
         warnings.append("redundancy is incomplete until the resync ends")
     if replica.disk_state(session is not None) is DiskState.CONSISTENT:
         warnings.append("this replica was in step when the link was lost; it can't know whether the peer moved on")
-    warnings.extend(
-        f"the mirror's traffic at {address} is neither encrypted nor authenticated (--insecure)"
-        for address in (config.listen, config.peer)
-        if address is not None and not is_loopback(address)
-    )
     return warnings

@@ -16,6 +16,7 @@ from mirror.core import generation, states
 from mirror.core.errors import LinkLost, MirrorError, NotPrimary, OperatorError
 from mirror.core.generation import Action, Kind
 from mirror.core.states import ConnectionState, DiskState, Refused, Role
+from mirror.handshake import TARGET, Refusal
 from mirror.opening import open_replica
 from mirror.peer import Peer, Settings
 from mirror.primary import Gate, Primary
@@ -33,6 +34,10 @@ log = logging.getLogger(__name__)
 DRAIN_TIMEOUT_S = 10.0
 # A running handshake is waited for beyond `wait_for_peer_s`, because its outcome decides.
 HANDSHAKE_PATIENCE_S = 10.0
+# A start as primary after a crash first brings the extents of its log up: at most the log's size, mostly just compared.
+CATCH_UP_PATIENCE_S = 120.0
+# A link that breaks between the answer and the promotion is tried again so often.
+START_ATTEMPTS = 3
 # The peer answers role questions at once or is gone.
 ROLE_REQUEST_TIMEOUT_S = 5.0
 SWITCH_TIMEOUT_S = 25.0
@@ -151,61 +156,78 @@ class Volume:
         """Ask the peer, then become primary, or say why not."""
         peer = self._peer
         assert peer is not None
-        self._wait_for_first_answer(peer)
-        with self._role_lock:
-            if self._stopping:
-                return OperatorError("the start was cut short by a stop")
-            session = peer.session
-            theirs = session.peer if session is not None else peer.seen
-            outcome = peer.outcome
-            if theirs is not None and theirs.role is Role.PRIMARY:
-                return OperatorError("the peer is primary", remedy="start without --primary, or `switch` afterwards")
-            if session is None and outcome is not None and outcome.action is Action.SPLIT_BRAIN:
-                return OperatorError(f"{outcome.rule}: {outcome.reason}", remedy=outcome.remedy)
-            if outcome is not None and outcome.action in (Action.TARGET_BITMAP, Action.TARGET_FULL):
-                return OperatorError(
-                    f"the peer is newer ({outcome.rule}: {outcome.reason})",
-                    remedy="start without --primary and let it catch up; then `nbdmirror switch`",
-                )
-            verdict = self._may_promote(force=False)
-            if isinstance(verdict, Refused):
-                return verdict.error()
-            if session is not None:
+        for _ in range(START_ATTEMPTS):
+            self._wait_for_first_answer(peer)
+            with self._role_lock:
+                if self._stopping:
+                    return OperatorError("the start was cut short by a stop")
+                session = self._session()
+                refusal = self._forbidden_by_peer(peer, session)
+                verdict = self._may_promote(force=False)
+                if refusal is None and isinstance(verdict, Refused):
+                    refusal = verdict.error()
+                if refusal is not None:
+                    return refusal
+                if session is None:
+                    return self._start_without_peer(peer, resume)
                 try:
                     self._promote_connected(session)
                     return None
                 except LinkLost as error:
-                    return OperatorError(f"the peer went away during the start: {error.message}", remedy="try again")
-            known_behind = self._replica.superblock.peer_disk in (
-                DiskState.OUTDATED,
-                DiskState.INCONSISTENT,
-                DiskState.FAILED,
+                    log.warning("the peer went away during the start: %s", error.message)
+            peer.wait_drained(ROLE_REQUEST_TIMEOUT_S)
+        return OperatorError("the link to the peer breaks again and again", remedy="mend it, or stop the peer")
+
+    def _forbidden_by_peer(self, peer: Peer, session: Session | None) -> OperatorError | None:
+        """Why what the peer said of itself forbids to start as primary, if it does."""
+        theirs, outcome = session.peer if session is not None else peer.seen, peer.outcome
+        if theirs is not None and theirs.role is Role.PRIMARY:
+            return OperatorError("the peer is primary", remedy="start without --primary, or `switch` afterwards")
+        if outcome is None:
+            return None
+        if session is None and outcome.action is Action.SPLIT_BRAIN:
+            return Refusal(outcome)
+        caught_up = session is not None and peer.state is ConnectionState.CONNECTED and outcome.rule.startswith("equal")
+        if outcome.action in TARGET and not caught_up:
+            return OperatorError(
+                f"the peer is newer ({outcome.rule}: {outcome.reason})",
+                remedy="start without --primary and let it catch up; then `nbdmirror switch`",
             )
-            if resume and theirs is None and not known_behind:
+        return None
+
+    def _start_without_peer(self, peer: Peer, resume: bool) -> OperatorError | None:
+        left_behind = (DiskState.OUTDATED, DiskState.INCONSISTENT, DiskState.FAILED)
+        if peer.seen is None:
+            if resume and self._replica.superblock.peer_disk not in left_behind:
                 return OperatorError(
                     "the peer does not answer, so nobody knows whether it moved on",
                     remedy="`nbdmirror promote` if the peer is not primary",
                 )
-            if theirs is None:
-                text = (
-                    "the peer does not answer; this replica is primary alone and nobody knows whether it is the newest"
-                )
-                log.warning(text)
-                self._notes.append(text)
-            self._take_role_alone()
+            text = (
+                "the peer did not answer at the start; this replica is primary, and can't know whether it is the newest"
+            )
+            log.warning(text)
+            self._notes.append(text)
+        self._take_role_alone()
         peer.redial()
         return None
 
     def _wait_for_first_answer(self, peer: Peer) -> None:
+        """Wait for the peer's word; where it is equal but knows better what was written last, for the end of the resync."""
         deadline_s = self._runtime.now_s() + self._config.wait_for_peer_s
 
         def answered() -> bool:
             return self._stopping or peer.session is not None or peer.decided
 
+        def catching_up() -> bool:
+            equal = peer.outcome is not None and peer.outcome.rule.startswith("equal")
+            return equal and peer.state is ConnectionState.SYNC_TARGET and not self._stopping
+
         with peer.changed:
             peer.changed.wait_for(answered, self._config.wait_for_peer_s)
             patience_s = deadline_s + HANDSHAKE_PATIENCE_S - self._runtime.now_s()
             peer.changed.wait_for(lambda: answered() or peer.state is not ConnectionState.HANDSHAKE, patience_s)
+            peer.changed.wait_for(lambda: not catching_up(), CATCH_UP_PATIENCE_S)
 
     # Taking and leaving the primary's role; call with the role lock held
 
@@ -270,8 +292,7 @@ class Volume:
                     f"the running requests did not end within {DRAIN_TIMEOUT_S:g} s",
                     remedy="see the oldest request in the log, and try again",
                 )
-            if not self._replica.failed or self._primary.peer_only:
-                self._primary.flushes.run_round()
+            self._flush_last()
         except BaseException:
             self._primary.set_gate(Gate.OPEN)
             raise
@@ -555,9 +576,16 @@ class Volume:
         self._control.stop()
         return clean
 
+    def _flush_last(self) -> None:
+        """Make everything stable before the role is left; nothing is answered by it, so it begins no history."""
+        if self._primary.session is not None:
+            self._primary.flushes.run_round()
+        elif not self._replica.failed:
+            self._replica.store.flush()
+
     def _flush_for_stop(self) -> bool:
         try:
-            self._primary.flushes.flush()
+            self._flush_last()
         except MirrorError as error:
             log.error("the last flush failed: %s", error)
             return False

@@ -17,8 +17,8 @@ from mirror.core.limits import EXTENT_BYTES
 class Ticket:
     """One request's place. `granted` is True from when it may go on.
 
-    `answered` is for the holder to set: a change that was answered and stays locked until the peer has applied it (under
-    protocols A and B) no longer makes readers wait.
+    `answered` is for the holder to set: a change that was answered and stays locked until the peer has applied it
+    (under protocols A and B) no longer makes readers wait.
     """
 
     __slots__ = ("_blockers", "_end", "_followers", "_offset", "answered", "granted")

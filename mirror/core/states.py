@@ -240,7 +240,7 @@ DEMOTE = (
 SWITCH = (
     Row(
         lambda s: not s.linked,
-        Refused("not-connected", "the replicas are not connected", "connect them, or `promote` the one that is left"),
+        Refused("not-connected", "the peer is not connected", "connect them, or `promote` the one that is left"),
     ),
     Row(
         lambda s: s.connection is not ConnectionState.CONNECTED,

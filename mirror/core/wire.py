@@ -3,7 +3,10 @@
 Two layers. **ZMTP 3.0** (ZeroMQ's wire protocol, https://rfc.zeromq.org/spec/23), NULL mechanism, a DEALER at either
 end: greeting, READY, then frames. A minor version of 1 and its PING are answered, so that any libzmq can be the other
 end. **Messages**: each is one ZMTP frame of a fixed header and a payload. The header's own checksum covers the header,
-the `payload_crc` in it covers the payload, so a receiver knows how much to read, and where to, before the payload comes.
+the `payload_crc` in it covers the payload: a receiver knows how much to read, and where to, before the payload comes.
+
+Either side sends its greeting and its READY at once, and its first message only when the other's READY has come: libzmq
+takes an earlier one for a broken handshake.
 
 How a receiver reads without copying: the frame's prefix is 2 bytes (body up to 255 bytes) or 9, so
 
