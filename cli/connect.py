@@ -18,7 +18,9 @@ from cli.parameters import directory_argument, yes_option
 )
 @yes_option
 def connect(directory: Path, discard_my_data: bool, yes: bool) -> None:
-    """Connect the replica in DIR to its peer, after `disconnect` or after a refused connection.
+    """Connect a replica to its peer again.
+
+    After `disconnect`, or after the replicas refused each other.
 
     \b
     Examples:

@@ -16,7 +16,7 @@ from pathlib import Path
 import click
 
 from cli import output
-from cli.parameters import ADDRESS, NAME, SIZE, directory_argument
+from cli.parameters import ADDRESS, NAME, PROTOCOL, SIZE, directory_argument
 from mirror import signatures
 from mirror.core import layout
 from mirror.core.errors import DeviceError, MirrorError, OperatorError
@@ -48,7 +48,7 @@ class Wish:
 @click.option("--peer", type=ADDRESS, help="Where the peer waits.")
 @click.option(
     "--protocol",
-    type=click.Choice(["A", "B", "C"], case_sensitive=False),
+    type=PROTOCOL,
     default="C",
     show_default=True,
     help="When a write is acknowledged: C written on both, B in the peer's memory, A written here.",
@@ -69,7 +69,9 @@ def create(
     force: bool,
     join: bool,
 ) -> None:
-    """Make a replica in DIR, which must not exist yet or be empty.
+    """Make a replica.
+
+    DIR must not exist yet, or be empty.
 
     \b
     Examples:
@@ -176,8 +178,7 @@ def _size(backing: Path | None, wish: Wish) -> int:
     """The volume's size in whole blocks: what was asked for is rounded up, what a backing has is rounded down."""
     if wish.size is None:
         assert backing is not None
-        with backing.open("rb") as file:
-            has = file.seek(0, os.SEEK_END)  # of a block device, too
+        has = signatures.size_of(backing)
         size = has // BLOCK_BYTES * BLOCK_BYTES
         if size == 0:
             raise OperatorError(f"{backing} holds {has} bytes, not one block of {BLOCK_BYTES}", remedy="make it larger")
@@ -191,7 +192,7 @@ def _size(backing: Path | None, wish: Wish) -> int:
 
 
 def _check_backing(backing: Path, wish: Wish) -> None:
-    """It must be free, and hold nothing that somebody may want, unless told."""
+    """It must be there, and hold nothing that somebody may want, unless told. That it is free is for `serve` to see."""
     try:
         kind = backing.stat().st_mode
     except OSError as error:
@@ -203,7 +204,10 @@ def _check_backing(backing: Path, wish: Wish) -> None:
         raise OperatorError(
             f"can't use {backing} as backing: it is neither a file nor a block device", remedy="name another one"
         )
-    os.close(hold.hold_data(backing, Runtime()))
+    try:
+        os.close(hold.hold_data(backing, Runtime()))
+    except hold.HeldElsewhere as error:
+        output.warn(f"{error.message}; it can't be served while that lasts")
     found = signatures.find(backing)
     if found is None or wish.keep_data or wish.force:
         return
@@ -250,7 +254,9 @@ def _make_files(directory: Path, size_bytes: int, config: Config, superblock: by
         create_replica_files(directory, size_bytes, config.backing, superblock)
         _write_durable(directory / FILE_NAME, render(config))
     except DeviceError as error:
-        if error.errno != errno.ENOSPC:
+        if error.errno == errno.EFBIG:
+            raise OperatorError(error.message, remedy="choose a smaller --size, or another filesystem") from None
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         metadata = output.size_text(layout.Geometry(size_bytes).metadata_bytes)
         raise OperatorError(

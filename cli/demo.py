@@ -22,6 +22,7 @@ from rich.live import Live
 from rich.text import Text
 
 from cli import offline, output
+from cli.ask import PROMOTE_S
 from cli.create import Wish, make_replica
 from cli.output import size_text
 from cli.parameters import SIZE
@@ -34,6 +35,8 @@ NAMES = ("a", "b")
 FIRST_PORT = 7000
 STATUS_TIMEOUT_S = 2.0
 READY_S = 20.0
+READY_LOOK_S = 0.1
+LINKED = ("Connected", "SyncSource", "SyncTarget")
 # `serve` stops within 5 s.
 STOP_S = 6.0
 LOOK_S = 1.0
@@ -45,7 +48,9 @@ STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 @click.option("--directory", type=click.Path(path_type=Path), default=Path("demo"), show_default=True)
 @click.option("--size", type=SIZE, default="1G", show_default=True, help="Of a volume that is not there yet.")
 def demo(directory: Path, size: int) -> None:
-    """Run a mirrored volume on this machine until Ctrl-C. Its data stays in the directory for the next time.
+    """Run a mirrored volume on this machine.
+
+    Until Ctrl-C. Its data stays in the directory for the next time.
 
     \b
     Examples:
@@ -145,6 +150,7 @@ class Pair:
             assert other.peer is not None, "a replica of the demo has a peer"
             addresses = {here[0].name: other.listen, missing[0].name: other.peer}
             size = _size_of(here[0].directory)
+            self._primary_file.write_text(f"{here[0].name}\n")
         for half in missing:
             peer = next(address for name, address in addresses.items() if name != half.name)
             wanted = Config(VOLUME, listen=addresses[half.name], peer=peer)
@@ -153,11 +159,13 @@ class Pair:
 
     def _free_ports(self) -> None:
         """Replace, in both files, the address of a port that somebody else has taken meanwhile."""
+        listens = {half.name: config.load(half.directory).listen for half in self.halves}
         for half in self.halves:
-            listen = config.load(half.directory).listen
+            listen = listens[half.name]
             if listen is None or _is_free(listen):
                 continue
-            new = _free_ports(1)[0]
+            new = next(port for port in _free_ports(3) if port not in listens.values())
+            listens[half.name] = new
             output.warn(f"port {listen.port} is in use; replica {half.name} listens at {new.port} from now on")
             for one in self.halves:
                 path = one.directory / config.FILE_NAME
@@ -166,10 +174,10 @@ class Pair:
     # -- the run
 
     def start(self) -> None:
-        primary = self.recorded_primary()
+        """Both as secondary: whichever way the last run ended, they first agree on the data."""
         for half in self.halves:
             self._endpoints[half.name] = self._endpoint(half)
-            options = ["--nbd", str(self._endpoints[half.name]), *(["--primary"] if half.name == primary else [])]
+            options = ["--nbd", str(self._endpoints[half.name])]
             # As this command was started; SIGTERM when this process is gone, even by SIGKILL.
             command = ["setpriv", "--pdeathsig", "TERM", "--", sys.executable, sys.argv[0], "serve"]
             with half.log.open("wb") as log:
@@ -197,20 +205,38 @@ class Pair:
         return name if name in NAMES else NAMES[0]
 
     def wait_ready(self, stop: threading.Event) -> None:
-        """Until both serve, one as primary, connected. Raises OperatorError with what the log says."""
-        for _ in range(int(READY_S / 0.1)):
+        """Until they are connected and one is primary. Raises OperatorError with what the log says."""
+        for _ in range(int(READY_S / READY_LOOK_S)):
             for half in self.halves:
                 if half.ended():
                     raise OperatorError(
                         f"replica {half.name} {half.ended()}; the end of {half.log}:\n{half.last_words()}"
                     )
             states = self.statuses()
-            if stop.is_set() or all(
-                isinstance(state, dict) and state["connection"] == "Connected" for state in states.values()
-            ):
-                return
-            stop.wait(0.1)
-        output.warn(f"the replicas are not connected after {READY_S:g} s, see {self.directory}/*.log")
+            if stop.is_set() or all(isinstance(one, dict) and one["connection"] in LINKED for one in states.values()):
+                break
+            stop.wait(READY_LOOK_S)
+        else:
+            output.warn(f"the replicas are not connected after {READY_S:g} s, see {self.directory}/*.log")
+        if not stop.is_set():
+            self._promote_one()
+
+    def _promote_one(self) -> None:
+        """The last primary if it can be, else the other one."""
+        refusals = []
+        for half in self._primary_first():
+            try:
+                control.request(half.directory, "promote", PROMOTE_S, force=False)
+            except MirrorError as error:
+                refusals.append(f"replica {half.name}: {error}")
+                continue
+            self._primary_file.write_text(f"{half.name}\n")
+            return
+        raise OperatorError(f"neither replica can be primary: {'; '.join(refusals)}")
+
+    def _primary_first(self) -> list[Half]:
+        primary = self.recorded_primary()
+        return sorted(self.halves, key=lambda half: half.name != primary)
 
     def statuses(self) -> dict[str, dict[str, Any] | str]:
         found = {half.name: half.status() for half in self.halves}
@@ -221,8 +247,8 @@ class Pair:
 
     def stop(self) -> None:
         """The primary first, so that it never finds its peer missing; then the other."""
-        primary = self.recorded_primary()
-        for half in sorted(self.halves, key=lambda half: half.name != primary):
+        self.statuses()
+        for half in self._primary_first():
             process = half.process
             if process is None:
                 continue
@@ -297,7 +323,7 @@ def _free_ports(count: int) -> list[Address]:
 
 def _show(pair: Pair, stop: threading.Event) -> None:
     """One line that changes; in a pipe a line for every change of state."""
-    console = Console(highlight=False, soft_wrap=True)
+    console = Console(highlight=False)
     if not console.is_terminal:
         before = ""
         while not stop.wait(LOOK_S):
@@ -329,8 +355,9 @@ def _line(states: dict[str, dict[str, Any] | str], last: dict[str, int] | None) 
         if isinstance(state, str):
             parts.append(f"{name}: {state.upper()}")
         else:
-            parts.append(f"{name}: {state['role']}, {state['disk']}, {state['connection']}")
+            parts.append(f"{name}: {state['role']}, {state['disk']}")
     served = [state for state in states.values() if isinstance(state, dict)]
+    parts += dict.fromkeys(state["connection"] for state in served)
     if last is None:
         return " | ".join(parts)
     for state in served:

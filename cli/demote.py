@@ -12,7 +12,9 @@ from cli.parameters import directory_argument
 @directory_argument
 @click.option("--force", is_flag=True, help="Also while clients are connected: they are cut off.")
 def demote(directory: Path, force: bool) -> None:
-    """Make the replica in DIR secondary: it stops serving NBD clients.
+    """Make a replica secondary.
+
+    It stops serving NBD clients.
 
     \b
     Examples:

@@ -28,7 +28,9 @@ OWN_FILES = (
 @directory_argument
 @yes_option
 def destroy(directory: Path, yes: bool) -> None:
-    """Remove the replica in DIR and its data, for good. A --backing is left as it is.
+    """Remove a replica and its data.
+
+    For good. A --backing is left as it is.
 
     \b
     Examples:

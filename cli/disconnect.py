@@ -11,9 +11,9 @@ from cli.parameters import directory_argument
 @click.command()
 @directory_argument
 def disconnect(directory: Path) -> None:
-    """Let the replica in DIR stay apart from its peer until `connect`.
+    """Keep a replica apart from its peer.
 
-    The primary goes on alone and notes what the peer misses.
+    Until `connect`. The primary goes on alone and notes what the peer misses.
 
     \b
     Example:

@@ -6,12 +6,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import click
+from rich.text import Text
 
 from cli import offline, output
 from cli.offline import Body, Damage, Metadata
 from cli.parameters import directory_argument
 from mirror.core.activity_log import DamagedLog
-from mirror.core.errors import MirrorError
+from mirror.core.errors import DamagedRecord, MirrorError
 from mirror.core.layout import Geometry, Superblock
 from mirror.core.limits import EXTENT_BYTES
 from mirror.core.states import DiskState
@@ -35,24 +36,27 @@ class Findings:
     """What is shown, and how much of it is damage."""
 
     def __init__(self) -> None:
-        self.sections: list[tuple[str, list[tuple[str, str]]]] = []
+        self.sections: list[tuple[str, list[tuple[str, str | Text]]]] = []
         self.damages: list[str] = []
+        self.remedy = "a start says what can still be used, and mends what it can"
 
     def section(self, title: str) -> None:
         self.sections.append((title, []))
 
-    def add(self, label: str, value: str) -> None:
+    def add(self, label: str, value: str | Text) -> None:
         self.sections[-1][1].append((label, value))
 
-    def damaged(self, label: str, what: str) -> None:
-        self.add(label, f"DAMAGED: {what}")
-        self.damages.append(what)
+    def damaged(self, label: str, what: str, why: str) -> None:
+        self.add(label, Text.assemble(("DAMAGED", "bold red"), f": {why}"))
+        self.damages.append(f"{what}: {why}")
 
 
 @click.command()
 @directory_argument
 def inspect(directory: Path) -> None:
-    """Show the metadata of the replica in DIR in words, record by record. Changes nothing.
+    """Show a replica's metadata in words.
+
+    Record by record, also when it is damaged. Changes nothing.
 
     Exit status 1 means that something is damaged, missing or too short.
 
@@ -62,7 +66,7 @@ def inspect(directory: Path) -> None:
     """
     served = hold.holder(directory) is not None
     for _ in range(LOOKS if served else 1):
-        findings = _look(directory)
+        findings = _look(directory, served)
         if not findings.damages:
             break
     for title, pairs in findings.sections:
@@ -71,23 +75,20 @@ def inspect(directory: Path) -> None:
     if served:
         output.warn("it is being served: what stands here may have changed already")
     if findings.damages:
-        output.fail(
-            f"{len(findings.damages)} damaged: {'; '.join(findings.damages[:3])}",
-            f"a start says what can still be used; see also: nbdmirror status {directory}",
-        )
+        output.fail(f"{len(findings.damages)} damaged or missing: {'; '.join(findings.damages[:3])}", findings.remedy)
         sys.exit(1)
     output.say("all records are sound")
 
 
-def _look(directory: Path) -> Findings:
+def _look(directory: Path, served: bool) -> Findings:
     findings = Findings()
     replica = _show_config(directory, findings)
     metadata = offline.read(directory)
-    _show_superblock(directory, metadata, findings)
+    _show_superblock(directory, metadata, served, findings)
     known = metadata.copies.superblock
     if known is not None and metadata.body is not None:
         if replica is not None and replica.name != known.name:
-            findings.damaged("name", f"volume.toml names the volume {replica.name!r}, its metadata {known.name!r}")
+            findings.damaged("name", config.FILE_NAME, f"it names the volume {replica.name!r}, not {known.name!r}")
         _show_log(known, metadata.body, findings)
         _show_map(known, metadata.body, findings)
     _show_data(replica.data_path(directory) if replica else directory / DATA_NAME, known, findings)
@@ -101,14 +102,15 @@ def _show_config(directory: Path, findings: Findings) -> Config | None:
     except MirrorError as error:
         if not (directory / META_NAME).exists():
             raise
-        findings.damaged("contents", str(error))
+        findings.damaged("contents", config.FILE_NAME, error.message)
+        findings.remedy = error.remedy
         return None
     findings.add("volume", replica.name)
     findings.add("peer", f"{replica.peer}, protocol {replica.protocol}" if replica.peer else "none: it stands alone")
     return replica
 
 
-def _show_superblock(directory: Path, metadata: Metadata, findings: Findings) -> None:
+def _show_superblock(directory: Path, metadata: Metadata, served: bool, findings: Findings) -> None:
     path = directory / META_NAME
     findings.section(f"{path}: superblock")
     known = metadata.copies.superblock
@@ -116,20 +118,21 @@ def _show_superblock(directory: Path, metadata: Metadata, findings: Findings) ->
         if isinstance(copy, Superblock):
             findings.add(label, f"sound, number {copy.sequence}")
         else:
-            findings.damaged(label, _damage(f"the {label} of the superblock", copy))
+            findings.damaged(label, f"the {label} of the superblock", _why(copy))
     findings.add("together", f"{metadata.copies.row.name}: {metadata.copies.row.sentence}")
     if known is None:
         assert metadata.copies.refusal is not None
-        findings.damaged("verdict", str(metadata.copies.refusal))
+        findings.add("verdict", metadata.copies.refusal.message)
+        findings.remedy = metadata.copies.refusal.remedy
         return
-    for label, value in _fields(known):
+    for label, value in _fields(known, served):
         findings.add(label, value)
     size, needed = path.stat().st_size, Geometry(known.size_bytes).metadata_bytes
     if size < needed:
-        findings.damaged("file", f"{path} has {size} bytes instead of {needed}: it was truncated")
+        findings.damaged("file", str(path), f"it has {size} bytes instead of {needed}: it was truncated")
 
 
-def _fields(known: Superblock) -> Iterator[tuple[str, str]]:
+def _fields(known: Superblock, served: bool) -> Iterator[tuple[str, str]]:
     yield "volume", f"{known.name}, {output.size_text(known.size_bytes)} ({known.size_bytes} bytes)"
     yield "volume id", known.volume_id.hex() if any(known.volume_id) else "none yet"
     yield "replica id", known.replica_id.hex()
@@ -140,7 +143,7 @@ def _fields(known: Superblock) -> Iterator[tuple[str, str]]:
     yield "generation", f"{known.current:016x}" if known.current else "none: its contents count for nothing"
     yield "base", f"{known.base:016x}, the map holds all changes since" if known.base else "none: not moved on alone"
     yield "history", " ".join(f"{one:016x}" for one in known.history) or "none"
-    yield "last run", _last_run(known)
+    yield "last run", "it is being served" if served else _last_run(known)
     yield "incarnation", f"{known.incarnation:016x}, boot {known.boot_id.hex()}"
     yield "redundancy", f"lost since {iso_time(known.redundancy_lost_at)}" if known.redundancy_lost_at else "not lost"
     if known.last_resync is not None:
@@ -164,7 +167,7 @@ def _show_log(known: Superblock, body: Body, findings: Findings) -> None:
         "records", f"{len(ours)} of this epoch, {former} blank or of former ones, {len(unreadable)} unreadable"
     )
     if isinstance(body.log, DamagedLog):
-        findings.damaged("contents", f"the activity log: {body.log.why}")
+        findings.damaged("contents", "the activity log", body.log.why)
     else:
         if body.log.torn is not None:
             findings.add(
@@ -180,7 +183,7 @@ def _show_map(known: Superblock, body: Body, findings: Findings) -> None:
     findings.section("dirty map")
     findings.add("pages", f"{Geometry(known.size_bytes).pages}, {len(body.damaged_pages)} damaged")
     for index, error in list(body.damaged_pages.items())[:8]:
-        findings.damaged(f"page {index}", _damage(f"page {index} of the dirty map", error))
+        findings.damaged(f"page {index}", f"page {index} of the dirty map", _why(error))
     findings.add("dirty", f"{output.size_text(body.dirty.dirty_bytes)} missing on the peer")
     at_start = offline.dirty_bytes_at_start(known, body)
     if at_start != body.dirty.dirty_bytes:
@@ -194,16 +197,17 @@ def _show_data(path: Path, known: Superblock | None, findings: Findings) -> None
             size = file.seek(0, os.SEEK_END)
             allocated = os.fstat(file.fileno()).st_blocks * 512
     except OSError as error:
-        findings.damaged("file", f"{path} can't be read: {error.strerror}")
+        findings.damaged("file", str(path), f"it can't be read: {error.strerror}")
         return
     findings.add("size", f"{output.size_text(size)}, {output.size_text(allocated)} of it allocated")
     if known is None:
         return
     if size < known.size_bytes:
-        findings.damaged("file", f"{path} has {size} bytes, the volume {known.size_bytes}: it was truncated")
+        findings.damaged("file", str(path), f"it has {size} bytes, the volume {known.size_bytes}: it was truncated")
+        findings.remedy = "restore it, or make a new replica beside a good peer: nbdmirror create --join"
     if known.disk is DiskState.FAILED:
         findings.add("state", "Failed: the device refused something; nbdmirror invalidate, once it is mended")
 
 
-def _damage(what: str, error: Damage) -> str:
-    return f"{what}: {getattr(error, 'why', error.message)}"
+def _why(error: Damage) -> str:
+    return error.why if isinstance(error, DamagedRecord) else error.message

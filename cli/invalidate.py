@@ -22,7 +22,9 @@ from nbd_server import config, hold
 @directory_argument
 @click.option("--force", is_flag=True, help="Also when no peer has the same contents: they are then given up.")
 def invalidate(directory: Path, force: bool) -> None:
-    """Make the replica in DIR Inconsistent: at the next contact everything that differs is copied from its peer.
+    """Declare a replica's contents void.
+
+    It is Inconsistent then, and at the next contact everything that differs is copied from its peer.
 
     For contents that are not trusted any more, after a disk error for example. The server must not be running.
 

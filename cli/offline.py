@@ -4,6 +4,7 @@ It uses the tables by which a start decides (mirror.core.recovery), so it can't 
 """
 
 import contextlib
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -133,7 +134,7 @@ def status(directory: Path, config: Config) -> dict[str, Any]:
         "io": None,
         "latency": None,
         "clients": {},
-        "warnings": list(_warnings(config, known, metadata.copies, body)),
+        "warnings": [*_data_warnings(config, directory, known), *_warnings(config, known, metadata.copies, body)],
     }
 
 
@@ -150,6 +151,18 @@ def dirty_bytes_at_start(known: Superblock, body: Body) -> int:
         for extent in geometry.extents_of_page(page):
             dirty.mark_extent(extent)
     return dirty.dirty_blocks * BLOCK_BYTES
+
+
+def _data_warnings(config: Config, directory: Path, known: Superblock) -> Iterator[str]:
+    path = config.data_path(directory)
+    try:
+        with path.open("rb") as file:
+            size = file.seek(0, os.SEEK_END)
+    except OSError as error:
+        yield f"{path} can't be read: {error.strerror}"
+        return
+    if size < known.size_bytes:
+        yield f"{path} has {size} bytes, the volume {known.size_bytes}: it was truncated or replaced"
 
 
 def _warnings(config: Config, known: Superblock, copies: Copies, body: Body) -> Iterator[str]:

@@ -10,6 +10,8 @@ import click
 from rich.console import Console
 from rich.text import Text
 
+from mirror.core.errors import OperatorError
+
 # soft_wrap: lines are the terminal's to break, so that what is copied or piped is whole.
 _out = Console(highlight=False, soft_wrap=True)
 _err = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -41,8 +43,14 @@ def rows(pairs: Iterable[tuple[str, str | Text]]) -> Text:
 
 
 def confirm(question: str) -> None:
-    """Ask for a yes on stdin; without one (also at its end) nothing is done: click.Abort."""
-    click.confirm(question, abort=True, err=True)
+    """Ask for a yes on stdin. Raises OperatorError without one."""
+    try:
+        agreed = click.confirm(question, err=True)
+    except click.Abort:
+        click.echo(err=True)
+        agreed = False
+    if not agreed:
+        raise OperatorError("nothing was done: there was no yes", remedy="answer y, or say --yes")
 
 
 def at_terminal() -> bool:

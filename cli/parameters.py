@@ -13,7 +13,7 @@ from nbd_server import config
 # nbdkit and the NBD protocol count bytes in a signed 64-bit number.
 SIZE_BYTES_MAX = (1 << 63) - BLOCK_BYTES
 
-_SIZE = re.compile(r"([+-]?[0-9]+)(\.[0-9]+)?\s*([kmgtpe]?)(i?b)?", re.IGNORECASE)
+_SIZE = re.compile(r"([+-]?[0-9]+)(\.[0-9]+)?\s*(?:([kmgtpe])i?)?b?", re.IGNORECASE | re.ASCII)
 _POWERS = {letter: 1024**power for power, letter in enumerate(["", "k", "m", "g", "t", "p", "e"])}
 
 
@@ -22,7 +22,7 @@ def parse_size(text: str) -> int:
     found = _SIZE.fullmatch(text.strip())
     if found is None:
         raise ValueError(f"'{text}' is not a size; write it like 10G, 512MiB or a number of bytes")
-    whole, fraction, letter, _ = found.groups(default="")
+    whole, fraction, letter = found.groups(default="")
     unit = _POWERS[letter.lower()]
     size = int(whole) * unit
     if size < 0 or (size == 0 and not float(fraction or 0)):
@@ -35,15 +35,18 @@ def parse_size(text: str) -> int:
         size += unit * int(digits) // 10 ** len(digits)
     if size > SIZE_BYTES_MAX:
         raise ValueError(f"'{text}' is larger than any block device can be (8 EiB)")
-    return size
+    return int(size)
 
 
-class Parsed(click.ParamType):
+class Parsed(click.ParamType[Any]):
     """A value that a function parses; its ValueError is the message."""
 
     def __init__(self, name: str, parse: Callable[[str], Any]) -> None:
         self.name = name
         self._parse = parse
+
+    def get_metavar(self, param: click.Parameter, ctx: click.Context) -> str:  # noqa: ARG002 - click's signature
+        return self.name
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         if not isinstance(value, str):
@@ -73,8 +76,15 @@ def _endpoint(text: str) -> config.Endpoint:
     return config.parse_endpoint(text)
 
 
-SIZE = Parsed("size", parse_size)
-NAME = Parsed("name", _with_value(config.check_name))
+def _protocol(text: str) -> str:
+    if text.upper() not in config.PROTOCOLS:
+        raise ValueError(f"'{text}' is no protocol; it is one of {', '.join(config.PROTOCOLS)}")
+    return text.upper()
+
+
+SIZE = Parsed("SIZE", parse_size)
+NAME = Parsed("NAME", _with_value(config.check_name))
+PROTOCOL = Parsed("A|B|C", _protocol)
 ADDRESS = Parsed("tcp://ADDR:PORT", _with_value(config.parse_address))
 ENDPOINT = Parsed("unix:PATH|tcp:ADDR:PORT", _with_value(_endpoint))
 

@@ -12,7 +12,9 @@ from cli.parameters import directory_argument
 @directory_argument
 @click.option("--force", is_flag=True, help="Also when this copy is Outdated: what it lacks is then given up.")
 def promote(directory: Path, force: bool) -> None:
-    """Make the replica in DIR primary, for example after its peer was lost.
+    """Make a replica primary.
+
+    For example after its peer was lost.
 
     The old primary must not be running any more, or both go on by themselves (split brain). For a planned change use
     `switch`.

@@ -19,7 +19,9 @@ from nbd_server.config import Endpoint
 @click.option("--insecure", is_flag=True, help="Allow addresses other than loopback: nothing is encrypted.")
 @click.option("--shared", is_flag=True, help="Allow several clients at a time.")
 def serve(directory: Path, primary: bool, nbd: Endpoint | None, insecure: bool, shared: bool) -> None:
-    """Serve the replica in DIR until Ctrl-C or SIGTERM. Logs go to stderr.
+    """Serve a replica until Ctrl-C or SIGTERM.
+
+    Logs go to stderr.
 
     A volume without a peer comes up as primary, one with a peer as secondary unless --primary is given.
 

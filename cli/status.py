@@ -26,7 +26,9 @@ BAR_WIDTH = 60
 @click.option("--json", "as_json", is_flag=True, help="For machines; docs/operations.md describes the keys.")
 @click.option("--watch", is_flag=True, help="Go on each second until Ctrl-C; in a pipe a line each.")
 def status(directory: Path, as_json: bool, watch: bool) -> None:
-    """Show the state of the replica in DIR: role, disk, connection, peer, resync, latency, warnings.
+    """Show the state of a replica.
+
+    Role, disk, connection, peer, what the peer misses, resync, latency, warnings.
 
     When nothing serves it, the state is read from disk. Exit status 1: it can't be told.
 

@@ -11,10 +11,10 @@ from cli.parameters import directory_argument
 @click.command()
 @directory_argument
 def switch(directory: Path) -> None:
-    """Swap the roles of the replica in DIR and its peer, without losing anything.
+    """Swap the roles of a replica and its peer.
 
-    Running requests end, both replicas flush, the roles change. Clients are cut off and attach at the other replica. It
-    can be asked of either side.
+    Nothing is lost: running requests end, both replicas flush, the roles change. Clients are cut off and attach at the
+    other replica. It can be asked of either side.
 
     \b
     Example:

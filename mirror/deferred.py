@@ -174,7 +174,7 @@ class Deferred:
             try:
                 header, _ = stream.receive()
                 if error is not None or header.type == MessageType.ANSWER or stream.buffered:
-                    # Applied already (its answer is here, where no poller sees it), or to be settled with our own error.
+                    # Applied already (its answer is here, where no poller sees it), or our own error is to be settled.
                     if header.type == MessageType.RECEIVED:
                         header, _ = stream.receive()
                     peer_has_it = header.code == 0

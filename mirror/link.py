@@ -304,7 +304,10 @@ class Listener:
             stream.set_timeout(GREETING_TIMEOUT_S)
             header, payload = stream.receive()
             stream.set_timeout(None)
-        except (LinkLost, ProtocolError) as error:
+        except LinkLost:
+            stream.close()  # it left before it said anything
+            return
+        except ProtocolError as error:
             stream.close()
             self._on_stranger(f"{address}: {error.message}")
             return

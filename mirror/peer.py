@@ -8,14 +8,15 @@ side is found).
 A new session begins only after every thread of the former one has ended (invariant drain-before-next).
 """
 
+import contextlib
 import dataclasses
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from mirror import handshake
 from mirror.core import generation
-from mirror.core.errors import LinkLost, MirrorError, PeerError, ProtocolError
+from mirror.core.errors import LinkLost, MirrorError, OperatorError, PeerError, ProtocolError
 from mirror.core.generation import Action, Outcome, Standing
 from mirror.core.limits import DATA_STREAMS, SYNC_STREAMS
 from mirror.core.states import ConnectionState, DiskState, Role
@@ -143,6 +144,16 @@ class Peer:
             self._redial_now = True
             self.changed.notify_all()
 
+    @contextlib.contextmanager
+    def no_handshake(self, timeout_s: float) -> Iterator[None]:
+        """Nobody shakes hands inside, so what a handshake rests on may change. Raises OperatorError."""
+        if not self._handshake.acquire(timeout=timeout_s):
+            raise OperatorError("a handshake with the peer is under way and does not end", remedy="try again")
+        try:
+            yield
+        finally:
+            self._handshake.release()
+
     def wait_drained(self, timeout_s: float) -> bool:
         """Wait until no ended session has work left on this replica. False when it still has."""
         with self.changed:
@@ -223,24 +234,27 @@ class Peer:
 
     def _dial(self) -> bool:
         """One attempt as the dialling side; True when it led to a session or a decision."""
+        try:
+            stream = dial(self.settings.peer, self.settings.peer_timeout_s)
+            stream.set_timeout(HANDSHAKE_STEP_TIMEOUT_S)
+        except MirrorError as error:
+            return self._not_connected(error)
+        # Only now: reaching a peer that is gone may take seconds, and role changes wait for this lock.
         with self._handshake:
-            if self.session is not None:
-                return True
             self.attempts += 1
-            stream = None
-            try:
-                stream = dial(self.settings.peer, self.settings.peer_timeout_s)
-                stream.set_timeout(HANDSHAKE_STEP_TIMEOUT_S)
-                with self.changed:
-                    self._set(ConnectionState.HANDSHAKE, "shaking hands with the peer")
-                self._shake_hands_as_dialler(Conversation(stream))
+            if self.session is not None:
+                stream.close()
                 return True
+            try:
+                self._shake_hands_as_dialler(Conversation(stream))
             except MirrorError as error:
-                if stream is not None:
-                    stream.close()
+                stream.close()
                 return self._not_connected(error)
+        return True
 
     def _shake_hands_as_dialler(self, talk: Conversation) -> None:
+        with self.changed:
+            self._set(ConnectionState.HANDSHAKE, "shaking hands with the peer")
         mine = self.standing()
         number = self._runtime.random_number()
         talk.hello(mine, self._features(), number)

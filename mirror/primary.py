@@ -161,6 +161,8 @@ class Primary:
         Whatever fails leaves nothing behind.
         """
         first, last = extents_of(offset, length)
+        if self.replica.failed:
+            self._await_stand_in()
         with self._books:
             if not self._open:
                 self._wait_open()
@@ -183,6 +185,13 @@ class Primary:
         except BaseException:
             self._drop(ticket)
             raise
+
+    def _await_stand_in(self) -> None:
+        """The own disk is Failed: go on when the peer stands in for it, which may just be being agreed."""
+        if not self.peer_only:
+            with self._fail_lock:
+                if not self.peer_only:
+                    raise self._no_disk()
 
     def _no_disk(self) -> PeerError:
         return PeerError(f"this replica's disk is Failed ({self.replica.failure}) and no peer can stand in")
@@ -431,11 +440,11 @@ class Primary:
     # The gate and the session
 
     def _enter(self) -> None:
+        if self.replica.failed:
+            self._await_stand_in()
         with self._books:
             if not self._open:
                 self._wait_open()
-            if self.replica.failed and not self.peer_only:
-                raise self._no_disk()
             self._active += 1
 
     def _leave(self) -> None:

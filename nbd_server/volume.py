@@ -5,6 +5,7 @@ whether it may be, makes itself durable, and only then opens or closes the gate 
 mirror.
 """
 
+import contextlib
 import dataclasses
 import logging
 from collections.abc import Callable, Iterator
@@ -158,7 +159,7 @@ class Volume:
         assert peer is not None
         for _ in range(START_ATTEMPTS):
             self._wait_for_first_answer(peer)
-            with self._role_lock:
+            with self._role_lock, peer.no_handshake(HANDSHAKE_PATIENCE_S):
                 if self._stopping:
                     return OperatorError("the start was cut short by a stop")
                 session = self._session()
@@ -213,7 +214,7 @@ class Volume:
         return None
 
     def _wait_for_first_answer(self, peer: Peer) -> None:
-        """Wait for the peer's word; where it is equal but knows better what was written last, for the end of the resync."""
+        """Wait for the peer's word, and for the resync where it is equal but knows better what came last."""
         deadline_s = self._runtime.now_s() + self._config.wait_for_peer_s
 
         def answered() -> bool:
@@ -321,20 +322,25 @@ class Volume:
             if self._replica.role is Role.PRIMARY:
                 return _said("this replica is primary already")
             self._let_a_dead_peer_be_noticed()
-            verdict = self._may_promote(force)
-            if isinstance(verdict, Refused):
-                raise verdict.error()
-            session = self._session()
-            if session is not None and not session.ended:
-                self._promote_connected(session)
-            else:
-                # Nothing of the former session may land on the disk any more (invariant drain-before-next).
-                if self._peer is not None and not self._peer.wait_drained(ROLE_REQUEST_TIMEOUT_S):
-                    raise OperatorError("work of the former session is still waiting for the disk", remedy="try again")
-                self._take_role_alone()
+            with self._no_handshake():
+                verdict = self._may_promote(force)
+                if isinstance(verdict, Refused):
+                    raise verdict.error()
+                session = self._session()
+                if session is not None and not session.ended:
+                    self._promote_connected(session)
+                else:
+                    # Nothing of the former session may land on the disk any more (invariant drain-before-next).
+                    if self._peer is not None and not self._peer.wait_drained(ROLE_REQUEST_TIMEOUT_S):
+                        raise OperatorError("work of the former session still waits for the disk", remedy="try again")
+                    self._take_role_alone()
         if self._peer is not None:
             self._peer.redial()
         return _said("this replica is primary now", verdict.warning)
+
+    def _no_handshake(self) -> contextlib.AbstractContextManager[None]:
+        """While a role changes nobody shakes hands: the handshake rests on the roles."""
+        return contextlib.nullcontext() if self._peer is None else self._peer.no_handshake(HANDSHAKE_PATIENCE_S)
 
     def _let_a_dead_peer_be_noticed(self) -> None:
         """The connections of a primary that was just killed break within moments: look before believing in it."""
@@ -349,8 +355,6 @@ class Volume:
                 log.info("the peer does not answer: %s", session.reason or "its session goes on")
         if session is not None and session.ended:
             peer.wait_drained(ROLE_REQUEST_TIMEOUT_S)
-        with peer.changed:
-            peer.changed.wait_for(lambda: peer.state is not ConnectionState.HANDSHAKE, PROMOTE_PATIENCE_S)
 
     def demote(self, force: bool) -> dict[str, Any]:
         """Stop being primary; clients are cut off with `force`."""
@@ -360,8 +364,9 @@ class Volume:
                 raise verdict.error()
             if self._replica.role is Role.SECONDARY:
                 return _said("this replica is secondary already")
-            self._drain_and_flush()
-            self._leave_role()
+            with self._no_handshake():
+                self._drain_and_flush()
+                self._leave_role()
         if self._peer is not None:
             self._peer.redial()
         return _said("this replica is secondary now", verdict.warning)

@@ -47,19 +47,14 @@ class RangeLock:
         end = offset + length
         ticket = Ticket(offset, end)
         buckets = self._buckets
-        first = offset // EXTENT_BYTES
-        for extent in range(first, (end - 1) // EXTENT_BYTES + 1):
+        for extent in range(offset // EXTENT_BYTES, (end - 1) // EXTENT_BYTES + 1):
             bucket = buckets.get(extent)
             if bucket is None:
                 buckets[extent] = [ticket]
                 continue
             for earlier in bucket:
-                # Two ranges that share several extents are counted once, in the first.
-                if (
-                    earlier._offset < end
-                    and offset < earlier._end
-                    and (extent == first or extent == earlier._offset // EXTENT_BYTES)
-                ):
+                if earlier._offset < end and offset < earlier._end:
+                    # Two that share several extents are counted in each, and counted down as often.
                     _follow(earlier, ticket)
             bucket.append(ticket)
         return ticket

@@ -40,6 +40,10 @@ from tests.integration.processes import (
 
 # What a replica may say when a test takes its peer away: put it into `allow`.
 PEER_LOST = r"peer|link|session|redundan"
+# What nbdkit says of each request that a replica which stops, or stops being primary, leaves unanswered.
+UNANSWERED = "stays unanswered"
+# What nbdkit says when a client hung up before its answers.
+CLIENT_GONE = r"^nbdkit: .*error: (write|read) (reply|request|structured reply)?.*(pipe|descriptor|reset)"
 NBDMIRROR = Path(sys.executable).parent / "nbdmirror"
 STOP_LIMIT_S = 5.0
 START_LIMIT_S = 10.0
@@ -67,6 +71,7 @@ class Replica:
         self.serve_options: tuple[str, ...] = ()
         self.process: subprocess.Popen[bytes] | None = None
         self._prefix = list(prefix)
+        self._wanted_role = ""
         self._allowed: list[re.Pattern[str]] = []
         self._frozen: list[int] = []
         self._orphans: list[int] = []
@@ -82,9 +87,10 @@ class Replica:
         command = [*self._prefix, str(NBDMIRROR), "serve", str(self.directory), *self.serve_options, *options]
         with self.log_path.open("ab") as log:
             self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+        self._wanted_role = "primary" if "--primary" in command else ""
 
     def serve(self, *options: str) -> "Replica":
-        """Start `serve` and wait until it answers with a role."""
+        """Start `serve` and wait until it answers with a role (with --primary: until it has that one)."""
         self.launch(*options)
         self.wait_ready()
         return self
@@ -95,7 +101,8 @@ class Replica:
             code = self.process.poll()
             assert code is None, f"serve {self.directory.name} ended with {code}:\n{self.log()}"
             status = self.peek()
-            return status is not None and status.get("role") is not None
+            role = status.get("role") if status else None
+            return role == self._wanted_role if self._wanted_role else role is not None
 
         wait_for(ready, timeout_s, f"{self.directory.name} to serve")
 
@@ -382,6 +389,7 @@ class Cluster:
             replica.wait_ready()
         a.wait_in_step()
         b.wait_in_step()
+        b.wait_status(peer__role="primary")
         return a, b
 
     def kill_together(self, *replicas: Replica) -> None:

@@ -13,7 +13,7 @@ from tests.integration.cluster import PEER_LOST, Cluster, Replica, assert_equal_
 from tests.integration.processes import free_port, wait_for
 
 MIB = 1 << 20
-STRANGER = PEER_LOST + "|stranger|garbage|protocol|unexpected|greeting|refuse"
+STRANGER = PEER_LOST + "|turned away"
 ZMTP_GREETING = b"\xff" + bytes(8) + b"\x7f" + b"\x03\x00" + b"NULL".ljust(20, b"\0") + b"\0" + bytes(31)
 
 

@@ -1,6 +1,7 @@
 """Disks that are full, fail, or come back damaged: clear errors, nothing lost, never silently different."""
 
 import errno
+import os
 import random
 import struct
 from pathlib import Path
@@ -17,7 +18,7 @@ from tests.integration.fault_disk import FaultDisk
 from tests.integration.processes import wait_for
 
 MIB = 1 << 20
-DISK = PEER_LOST + "|disk|space|full|fail|error|inconsistent|sync|backing"
+DISK = PEER_LOST + "|disk|space|full|fail|error|inconsistent|sync|backing|not clean"
 RECORD_BYTES = 4096
 CRC_32C = crcmod.predefined.mkPredefinedCrcFun("crc-32c")
 
@@ -363,9 +364,29 @@ def test_metadata_of_another_version(cluster: Cluster) -> None:
 
 
 def test_a_truncated_metadata_file(cluster: Cluster) -> None:
+    """One copy of the superblock is left: nothing else is trusted, and the file is made whole again."""
+    a = cluster.standalone().serve()
+    a.allow("damaged|can't be read")
+    with a.client() as client:
+        client.pwrite(b"kept" * 128, 0)
+    a.stop()
+    meta = a.directory / "meta"
+    length = meta.stat().st_size
+    os.truncate(meta, 6000)
+    assert nbdmirror("inspect", a.directory, check=False).returncode == 1
+    a.serve()
+    assert "damaged" in a.log()
+    with a.client() as client:
+        assert bytes(client.pread(4, 0)) == b"kept"
+    a.stop()
+    assert meta.stat().st_size == length
+    assert nbdmirror("inspect", a.directory).returncode == 0
+
+
+@pytest.mark.parametrize("length", [0, 100])
+def test_an_empty_metadata_file(cluster: Cluster, length: int) -> None:
     a = cluster.standalone()
-    with (a.directory / "meta").open("r+b") as meta:
-        meta.truncate(6000)
+    os.truncate(a.directory / "meta", length)
     said = a.serve_fails().stderr
     assert "meta" in said
     assert nbdmirror("inspect", a.directory, check=False).returncode == 1

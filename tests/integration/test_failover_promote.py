@@ -6,7 +6,7 @@ import time
 import pytest
 
 from tests.integration.clients import Writer, fio, new_history
-from tests.integration.cluster import PEER_LOST, Cluster, assert_equal_copies
+from tests.integration.cluster import CLIENT_GONE, PEER_LOST, Cluster, assert_equal_copies
 
 MIB = 1 << 20
 PROMOTED = PEER_LOST + r"|promot|old primary|must not be running"
@@ -139,7 +139,7 @@ def test_a_frozen_primary_that_wakes_up_is_not_believed(cluster: Cluster, rng: r
     """SIGSTOP, promotion of the other one, SIGCONT: the copies never differ silently."""
     a, b = cluster.pair(peer_timeout_s=1.0)
     for replica in (a, b):
-        replica.allow(PROMOTED, "split.brain|discard|primary")
+        replica.allow(PROMOTED, CLIENT_GONE, "split.brain|discard|primary")
     history = new_history(rng)
     writer = Writer(a, history, depth=4, blocks=1000)
     cluster.at_end(writer.close)

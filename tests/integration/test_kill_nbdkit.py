@@ -26,7 +26,7 @@ def test_a_standalone_volume_comes_back_as_primary(
     cluster: Cluster, rng: random.Random, number: signal.Signals
 ) -> None:
     a = cluster.standalone().serve()
-    a.allow(NBDKIT_DIED)
+    a.allow(NBDKIT_DIED, "Fatal Python error: Segmentation fault")
     history = new_history(rng)
     writer = Writer(a, history, depth=16, blocks=2000, flush_every=100)
     cluster.at_end(writer.close)

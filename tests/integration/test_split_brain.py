@@ -90,7 +90,7 @@ def test_found_at_a_start(cluster: Cluster, rng: random.Random) -> None:
     write(a, rng.randbytes(MIB), 0)
     a.stop()
     b.serve()
-    b.promote()
+    b.promote("--force")  # it left while the other one was primary, so it knows that it is Outdated
     write(b, rng.randbytes(MIB), 2 * MIB)
     a.serve_fails("--primary")
     a.serve()

@@ -471,6 +471,7 @@ def test_a_full_ring_that_leaves_a_slot_unnamed_is_damage() -> None:
     assert "every slot" in rebuilt.why
 
 
+@settings(deadline=None)
 @given(st.lists(st.binary(max_size=64), min_size=LOG_RING_RECORDS, max_size=LOG_RING_RECORDS))
 def test_garbage_is_damage(garbage: list[bytes]) -> None:
     assert isinstance(ActivityLog.rebuild([one.ljust(RECORD_BYTES, b"\0") for one in garbage], EPOCH), DamagedLog)

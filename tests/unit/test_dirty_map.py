@@ -1,7 +1,9 @@
 """The dirty map beside a dumb twin: a set of block numbers."""
 
+import random
+
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from mirror.core.dirty_map import FULL, DirtyMap
@@ -116,6 +118,7 @@ def perform(dirty: DirtyMap, twin: Twin, verb: str, offset: int, length: int) ->
         twin.blocks.clear()
 
 
+@settings(deadline=None)
 @given(histories())
 def test_every_history_leaves_what_a_set_of_blocks_would_hold(
     history: tuple[int, list[tuple[str, tuple[int, int]]]],
@@ -127,6 +130,19 @@ def test_every_history_leaves_what_a_set_of_blocks_would_hold(
     assert_same(dirty, twin)
 
 
+@pytest.mark.parametrize("blocks", SIZES)
+def test_so_does_a_long_one(rng: random.Random, blocks: int) -> None:
+    dirty, twin = DirtyMap(blocks * BLOCK_BYTES), Twin(blocks * BLOCK_BYTES)
+    verbs = ["mark", "mark", "clear", "clear", "mark_extent", "set_bits", "merge"]
+    for _ in range(60):
+        start, end = sorted(rng.choice([0, rng.randrange(twin.size_bytes), twin.size_bytes]) for _ in range(2))
+        perform(dirty, twin, rng.choice(verbs), start, end - start)
+        assert_same(dirty, twin)
+    dirty.clear(0, twin.size_bytes)
+    assert dirty.next_run(0, BLOCK_BYTES) is None
+
+
+@settings(deadline=None)
 @given(st.sampled_from(SIZES), st.data())
 def test_questions_are_answered_as_a_set_of_blocks_would(blocks: int, data: st.DataObject) -> None:
     size_bytes = blocks * BLOCK_BYTES
@@ -142,6 +158,7 @@ def test_questions_are_answered_as_a_set_of_blocks_would(blocks: int, data: st.D
     assert dirty.next_run(offset, max_bytes) == twin.next_run(offset, max_bytes)
 
 
+@settings(deadline=None)
 @given(st.sampled_from(SIZES), st.integers(1, 5 * EXTENT_BYTES))
 @example(3 * 1024, EXTENT_BYTES)
 def test_walking_in_bounded_runs_visits_each_dirty_block_once(blocks: int, max_bytes: int) -> None:

@@ -26,6 +26,13 @@ def test_the_window_never_holds_more_than_its_bounds(moves: list[int | None]) ->
         assert window.bytes <= 100 or window.count == 1
 
 
+def test_many_small_requests_are_bounded_by_their_number() -> None:
+    window = InFlight(count_max=4, bytes_max=100)
+    assert [window.admit(1) for _ in range(5)] == [True] * 4 + [False]
+    window.done(1)
+    assert window.admit(1)
+
+
 def test_a_request_larger_than_the_window_goes_alone() -> None:
     window = InFlight(count_max=4, bytes_max=100)
     assert window.admit(1000)

@@ -2,7 +2,7 @@
 
 import random
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mirror.core.limits import BLOCK_BYTES, EXTENT_BYTES
@@ -88,6 +88,7 @@ MOVES = st.lists(
 )
 
 
+@settings(max_examples=300)
 @given(MOVES, OFFSETS, LENGTHS)
 def test_it_does_what_its_twin_does(moves: list[tuple[str, int, int]], offset: int, length: int) -> None:
     pair = Pair()
@@ -107,6 +108,18 @@ def test_it_does_what_its_twin_does(moves: list[tuple[str, int, int]], offset: i
         assert ready, "a deadlock"
         pair.unlock(min(ready))
     assert pair.lock.idle
+
+
+def test_it_does_what_its_twin_does_on_long_walks(rng: random.Random) -> None:
+    for _ in range(40):
+        pair = Pair()
+        for _ in range(60):
+            if len(pair.tickets) < 12 and rng.random() < 0.6:
+                seam = rng.choice((0, EXTENT_BYTES, 2 * EXTENT_BYTES))
+                offset = max(0, seam + rng.randint(-4, 4) * BLOCK_BYTES)
+                pair.request((offset, rng.choice((1, 1, 2, 3, 1024, 2048)) * BLOCK_BYTES))
+            elif pair.tickets:
+                pair.unlock(rng.choice(sorted(pair.tickets)))
 
 
 def test_a_large_range_is_not_starved_by_small_ones(rng: random.Random) -> None:

@@ -6,7 +6,7 @@ import struct
 
 import crc32c
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mirror.core import recovery
@@ -105,6 +105,7 @@ def test_a_refusal_names_the_damage() -> None:
     assert "checksum" in refusal.message
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=RECORD_BYTES), st.binary(max_size=RECORD_BYTES))
 def test_garbage_is_refused(first: bytes, second: bytes) -> None:
     assert choose_superblock(first, second).superblock is None

@@ -93,7 +93,7 @@ class Line:
         """The share of chunks that were compressed."""
         packed = 0
         for _ in range(chunks):
-            noise = self.rng.uniform(0.7, 1.3)
+            noise = self.rng.uniform(0.8, 1.2)
             size = RESYNC_CHUNK_BYTES
             if compression.wanted():
                 packed += 1
@@ -131,10 +131,26 @@ def test_it_notices_that_contents_or_line_have_changed(rng: random.Random) -> No
     line.ratio = 1.0
     line.run(compression, 300)
     assert line.run(compression, 300) < 0.1
+    # Here nothing but a trial can tell: plain chunks take as long as before.
+    line.ratio = 0.2
+    line.run(compression, 1500)
+    assert line.run(compression, 300) > 0.9
+    line.ratio = 1.0
+    line.run(compression, 300)
     line.bytes_per_s, line.ratio = 12 * MIB, 0.4
     # Trials have become rare while it did not pay.
     line.run(compression, 600)
     assert line.run(compression, 300) > 0.9
+
+
+def test_small_chunks_do_not_spoil_what_the_large_ones_tell() -> None:
+    compression = Compression()
+    for _ in range(8):
+        compression.packed(RESYNC_CHUNK_BYTES, RESYNC_CHUNK_BYTES // 2, 0.001, 0.004)
+        compression.plain(RESYNC_CHUNK_BYTES, 0.008)
+    for _ in range(8):
+        compression.packed(BLOCK_BYTES, BLOCK_BYTES // 2, 0.0001, 0.0005)
+    assert compression.wanted()
 
 
 def test_the_first_two_chunks_measure_either_way() -> None:

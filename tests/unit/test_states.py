@@ -134,6 +134,8 @@ def test_facts_have_a_row_in_every_state_that_they_can_meet() -> None:
     assert set(DISK_MOVES) == set(DiskEvent)
     for event in UNAVOIDABLE:
         assert set(DISK_MOVES[event]) == set(DiskState)
+    for sound in (DiskState.UP_TO_DATE, DiskState.CONSISTENT, DiskState.OUTDATED):
+        assert disk_after(DiskEvent.PEER_MOVED_ON, sound) is DiskState.OUTDATED
 
 
 def test_a_copy_becomes_better_only_by_what_makes_it_better() -> None:
