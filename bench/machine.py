@@ -1,0 +1,44 @@
+"""On what it was measured: figures without their machine say nothing."""
+
+import os
+import platform
+import subprocess
+import time
+from pathlib import Path
+
+from bench.servers import find_nbdkit
+
+Facts = dict[str, str | int | float]
+
+
+def first_line(words: list[str | Path]) -> str:
+    try:
+        done = subprocess.run([str(word) for word in words], capture_output=True, text=True, timeout=10, check=False)
+    except FileNotFoundError:
+        return "not there"
+    return (done.stdout or done.stderr).strip().partition("\n")[0]
+
+
+def processor() -> str:
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+def facts(directory: Path) -> Facts:
+    """Machine, kernel, versions, and where the copies stand."""
+    root = Path(__file__).resolve().parent.parent
+    return {
+        "when": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "processor": processor(),
+        "cores": os.cpu_count() or 0,
+        "memory_mib": os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") >> 20,
+        "load_before": os.getloadavg()[0],
+        "kernel": platform.release(),
+        "system": platform.freedesktop_os_release().get("PRETTY_NAME", ""),
+        "python": platform.python_version(),
+        "nbdkit": first_line([find_nbdkit(), "--version"]),
+        "qemu": first_line(["qemu-storage-daemon", "--version"]),
+        "fio": first_line(["fio", "--version"]),
+        "filesystem": first_line(["findmnt", "--noheadings", "--output", "FSTYPE,SOURCE", "--target", directory]),
+        "commit": first_line(["git", "-C", root, "describe", "--always", "--dirty"]),
+    }
