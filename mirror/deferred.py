@@ -163,8 +163,9 @@ class Deferred:
         try:
             stream = session.borrow()
             stream.send(kind, flags | Flag.ACK_RECEIVED, offset, length, payload)
-        except LinkLost:
+        except LinkLost as lost:
             stream = None
+            session.end(lost.message)
         try:
             apply(*arguments)
         except DeviceError as caught:

@@ -94,7 +94,8 @@ class FlushRounds:
         try:
             stream = session.borrow()
             stream.send(MessageType.FLUSH)
-        except LinkLost:
+        except LinkLost as lost:
+            session.end(lost.message)
             return None
         return stream
 

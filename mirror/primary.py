@@ -239,8 +239,9 @@ class Primary:
         try:
             stream = session.borrow()
             stream.send(kind, flags, offset, length, payload)
-        except LinkLost:
+        except LinkLost as lost:
             stream = None
+            session.end(lost.message)
         if not self.peer_only:
             try:
                 apply(*arguments)
