@@ -14,7 +14,7 @@ from mirror.core.dirty_map import DirtyMap
 from mirror.core.errors import DamagedRecord, OperatorError, UnknownVersion
 from mirror.core.layout import Superblock
 from mirror.core.recovery import Dirty, Recovery
-from mirror.replica import Replica
+from mirror.replica import FORGOTTEN, Replica
 from mirror.runtime import Runtime
 from mirror.store import Store
 
@@ -48,7 +48,8 @@ def open_replica(
         _mark(dirty, found, superblock.size_bytes)
         for row in found.rows:
             log.info("start: %s (%s)", row.name, row.sentence)
-        kept = not found.crashed or (memory_kept and superblock.boot_id == runtime.boot_id())
+        known_boot = superblock.boot_id != FORGOTTEN
+        kept = known_boot and (not found.crashed or (memory_kept and superblock.boot_id == runtime.boot_id()))
         replica = Replica(
             runtime,
             store,
@@ -67,7 +68,8 @@ def open_replica(
             log_slots=log_slots,
             protocol=protocol,
             clean=False,
-            boot_id=runtime.boot_id(),
+            # Once forgotten, always forgotten until the peer has brought everything back (duty g9).
+            boot_id=runtime.boot_id() if kept else FORGOTTEN,
             incarnation=superblock.incarnation if kept else runtime.random_number(),
         )
     except BaseException:

@@ -526,7 +526,12 @@ class Primary:
                 raise LinkLost(session.reason)
             primary = self.replica.role is Role.PRIMARY
             self.replica.update(
-                base=0, peer_disk=DiskState.UP_TO_DATE, redundancy_lost_at=0.0, primary=primary, **changes
+                base=0,
+                peer_disk=DiskState.UP_TO_DATE,
+                redundancy_lost_at=0.0,
+                primary=primary,
+                boot_id=self.replica.runtime.boot_id(),
+                **changes,
             )
             self.replica.crashed_primary = False
             self.replica.kept_memory = True

@@ -21,6 +21,9 @@ from mirror.store import Store
 
 log = logging.getLogger(__name__)
 
+# In place of the boot's identifier: this replica may have lost acknowledged writes and was not in step since.
+FORGOTTEN = bytes(16)
+
 CLEAN_PAGE = [0] * EXTENTS_PER_PAGE
 
 

@@ -280,7 +280,7 @@ class Volume:
         self._replica.role = Role.SECONDARY
         self._cut_connections()
         self._replica.persist_map()
-        self._replica.update(primary=False)
+        self._replica.update(primary=self._replica.crashed_primary)
         if self._peer is not None:
             self._peer.tell_state()
         log.info("this replica is secondary")
@@ -611,7 +611,8 @@ class Volume:
             if not replica.failed:
                 replica.store.flush()
             if clean and not replica.failed:
-                replica.update(clean=True, primary=False)
+                # Secondary by now: the flag says that a crash as primary is not resolved yet (duty g9).
+                replica.update(clean=True, primary=replica.crashed_primary)
             replica.store.close()
         except MirrorError as error:
             log.error("could not close in order: %s", error)

@@ -59,8 +59,6 @@ CORE_CALLS_NEVER = {"open", "print", "input", "exec", "eval", "__import__"}
 ENTRY_POINTS = {
     "nbd_server/plugin.py": "nbdkit loads it",
     "bench/__main__.py": "python -m bench",
-    "tests/conftest.py": "pytest",
-    "tests/integration/conftest.py": "pytest",
     "tests/integration/writer.py": "a client process that tests start and kill",
 }
 # Beside an `except` that may catch everything and not raise it again: what it is the outermost call of.
@@ -237,7 +235,8 @@ def unused_files(sources: Iterable[Source], entry_points: Iterable[str]) -> Iter
             importers.setdefault(name, set()).add(source.package)
     for source in sources:
         name = Path(source.path).name
-        if source.path in entry_points or name == "__init__.py" or (source.package == "tests" and name[:5] == "test_"):
+        by_pytest = source.package == "tests" and (name == "conftest.py" or name.startswith("test_"))
+        if source.path in entry_points or name == "__init__.py" or by_pytest:
             continue
         used_by = importers.get(source.module, set())
         if source.package != "tests":
@@ -358,6 +357,7 @@ def test_unused_files_are_found() -> None:
         Source("mirror/lonely.py", "from mirror import used"),
         Source("cli/main.py", "from mirror.lonely import x"),
         Source("tests/helper.py", ""),
+        Source("tests/unit/conftest.py", ""),
         Source("tests/unit/test_a.py", "from mirror import tested"),
     ]
     found = [line.partition(":")[0] for line in unused_files(sources, ["cli/main.py"])]

@@ -194,7 +194,12 @@ _CLEAN_LOG_DAMAGED = StateRow(
     warn=True,
 )
 _LOG_DAMAGED = "the activity log can't be read after a crash, so any block may differ: all of the volume is compared"
-_CONTRADICTION = "the superblock says both primary and stopped in order, which no stop writes: taken as a crash"
+_CLEAN_UNRESOLVED = StateRow(
+    "clean-after-crash",
+    "a primary that crashed was stopped in order before it met its peer again, so its crash is not resolved yet",
+    Dirty.NOTHING,
+    False,
+)
 
 # (clean, primary, log)
 STATES: dict[tuple[bool, bool, Log], StateRow] = {
@@ -218,9 +223,9 @@ STATES: dict[tuple[bool, bool, Log], StateRow] = {
         True,
     ),
     (False, False, Log.DAMAGED): StateRow("secondary-crashed-log-damaged", _LOG_DAMAGED, Dirty.ALL, True, warn=True),
-    (True, True, Log.EMPTY): StateRow("clean-primary", _CONTRADICTION, Dirty.NOTHING, True, warn=True),
-    (True, True, Log.EXTENTS): StateRow("clean-primary-log", _CONTRADICTION, Dirty.EXTENTS, True, warn=True),
-    (True, True, Log.DAMAGED): StateRow("clean-primary-log-damaged", _LOG_DAMAGED, Dirty.ALL, True, warn=True),
+    (True, True, Log.EMPTY): _CLEAN_UNRESOLVED,
+    (True, True, Log.EXTENTS): _CLEAN_UNRESOLVED,
+    (True, True, Log.DAMAGED): _CLEAN_LOG_DAMAGED,
 }
 
 MAP_DAMAGED = Row(
@@ -267,7 +272,7 @@ def classify(superblock: Superblock, log: Rebuilt | DamagedLog, damaged_pages: S
     return Recovery(
         rows=tuple(rows),
         crashed=row.crashed,
-        crashed_primary=row.crashed and superblock.primary,
+        crashed_primary=superblock.primary,
         dirty=row.dirty,
         extents=log.extents if isinstance(log, Rebuilt) and row.dirty is Dirty.EXTENTS else frozenset(),
         pages=tuple(damaged_pages),

@@ -79,6 +79,8 @@ class Replica:
     # -- life ---------------------------------------------------------------------------------------------------
 
     def create(self, size: str = "64M", *options: object) -> subprocess.CompletedProcess[str]:
+        if "--backing" in options:
+            self.data_path = Path(str(options[options.index("--backing") + 1]))
         return nbdmirror("create", self.directory, "--name", self.name, "--size", size, *options)
 
     def launch(self, *options: str) -> None:
