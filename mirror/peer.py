@@ -253,8 +253,7 @@ class Peer:
         return True
 
     def _shake_hands_as_dialler(self, talk: Conversation) -> None:
-        with self.changed:
-            self._set(ConnectionState.HANDSHAKE, "shaking hands with the peer")
+        self._note_handshake()
         mine = self.standing()
         number = self._runtime.random_number()
         talk.hello(mine, self._features(), number)
@@ -288,6 +287,12 @@ class Peer:
             for data in session.streams()[1:]:
                 data.close()
             raise
+
+    def _note_handshake(self) -> None:
+        with self.changed:
+            # Why the last one was refused stays in sight until this one ends otherwise.
+            if not self._refused:
+                self._set(ConnectionState.HANDSHAKE, "shaking hands with the peer")
 
     def _on_stream(self, stream: Stream, header: Header, payload: bytes) -> None:
         """A greeted stream with its first message: the start of a handshake, or a data stream of one under way."""
@@ -333,8 +338,7 @@ class Peer:
                 talk.refuse("the former session is not drained yet")
                 return
             stream.set_timeout(HANDSHAKE_STEP_TIMEOUT_S)
-            with self.changed:
-                self._set(ConnectionState.HANDSHAKE, "shaking hands with the peer")
+            self._note_handshake()
             self._shake_hands_as_listener(talk, payload)
         except MirrorError as error:
             talk.refuse(str(error))
