@@ -35,6 +35,10 @@ log = logging.getLogger(__name__)
 # How soon an unreachable peer is dialled again: at once for the first time, then rarer.
 REDIAL_FIRST_S = 0.1
 REDIAL_MAX_S = 1.0
+# A host that is there answers a connection within a round trip, one retransmission (1 s) included.
+DIAL_TIMEOUT_S = 2.0
+# A stop waits so long for the threads of the session that it ended.
+STOP_PATIENCE_S = 0.5
 # After a session that ended because a disk could not do its part (full, say): twice as long each time, up to this.
 DISK_TROUBLE_DELAY_MAX_S = 30.0
 # A step of the handshake: a durable superblock and map page or two, on a busy disk.
@@ -109,7 +113,8 @@ class Peer:
         if self._listener is not None:
             self._listener.close()
         if self._manager is not None:
-            self._manager.join(self.settings.peer_timeout_s)
+            # It ends with the session's threads; one that still dials a silent host needs not be waited for.
+            self._manager.join(STOP_PATIENCE_S)
 
     def end(self, reason: str) -> None:
         session = self.session
@@ -235,14 +240,14 @@ class Peer:
     def _dial(self) -> bool:
         """One attempt as the dialling side; True when it led to a session or a decision."""
         try:
-            stream = dial(self.settings.peer, self.settings.peer_timeout_s)
+            stream = dial(self.settings.peer, DIAL_TIMEOUT_S)
             stream.set_timeout(HANDSHAKE_STEP_TIMEOUT_S)
         except MirrorError as error:
             return self._not_connected(error)
         # Only now: reaching a peer that is gone may take seconds, and role changes wait for this lock.
         with self._handshake:
             self.attempts += 1
-            if self.session is not None:
+            if self.session is not None or self._closing:
                 stream.close()
                 return True
             try:
@@ -275,7 +280,7 @@ class Peer:
         session = self._new_session(number, talk.stream, theirs, outcome, features)
         try:
             for index in range(2 * STREAMS):
-                data = dial(self.settings.peer, self.settings.peer_timeout_s)
+                data = dial(self.settings.peer, DIAL_TIMEOUT_S)
                 data.send(MessageType.HELLO, offset=number, number=index + 1)
                 session.attach(index % STREAMS, data, ours=index < STREAMS)
             talk.say(step="go")
@@ -453,6 +458,9 @@ class Peer:
                 plan.outcome.rule,
                 plan.outcome.reason,
             )
+            if state is not ConnectionState.SYNC_SOURCE:
+                # In step with us, or the source of our resync: whatever it could not know alone, it is the newest.
+                self._peer_is_up_to_date(session)
             self._receivers = [
                 Receiver(self._replica, session, session.incoming, "apply"),
                 Receiver(self._replica, session, session.sync_incoming, "resync-apply"),
@@ -525,10 +533,13 @@ class Peer:
                 session.end(error.message)
 
     def _source_done(self, session: Session) -> None:
-        session.peer = dataclasses.replace(session.peer, disk=DiskState.UP_TO_DATE)
+        self._peer_is_up_to_date(session)
         with self.changed:
             if self.session is session and not session.ended:
                 self._set(ConnectionState.CONNECTED, "resynced the peer")
+
+    def _peer_is_up_to_date(self, session: Session) -> None:
+        session.peer = dataclasses.replace(session.peer, disk=DiskState.UP_TO_DATE)
 
     def _target_done(self, session: Session, message: dict[str, Any]) -> None:
         self._primary.in_step(session, **handshake.finished_target(message))

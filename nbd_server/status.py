@@ -73,11 +73,7 @@ def _peer(config: Config, replica: Replica, peer: Peer | None) -> dict[str, Any]
         # All that is known of a peer out of reach is what was recorded when it was left behind.
         disk = replica.superblock.peer_disk
         return {"address": address, "role": None, "disk": None if disk in (None, DiskState.UP_TO_DATE) else disk.value}
-    disk = session.peer.disk
-    if peer.state is ConnectionState.SYNC_SOURCE:
-        disk = DiskState.INCONSISTENT
-    elif disk is DiskState.CONSISTENT or peer.state is ConnectionState.CONNECTED:
-        disk = DiskState.FAILED if disk is DiskState.FAILED else DiskState.UP_TO_DATE
+    disk = DiskState.INCONSISTENT if peer.state is ConnectionState.SYNC_SOURCE else session.peer.disk
     return {"address": address, "role": session.peer.role.value, "disk": disk.value}
 
 

@@ -43,7 +43,7 @@ PEER_LOST = r"peer|link|session|redundan"
 # What nbdkit says of each request that a replica which stops, or stops being primary, leaves unanswered.
 UNANSWERED = "stays unanswered"
 # What nbdkit says when a client hung up before its answers.
-CLIENT_GONE = r"^nbdkit: .*error: (write|read) (reply|request|structured reply)?.*(pipe|descriptor|reset)"
+CLIENT_GONE = r"^nbdkit: .*error: (write|read) (reply|data|request).*(pipe|descriptor|reset|message)"
 NBDMIRROR = Path(sys.executable).parent / "nbdmirror"
 STOP_LIMIT_S = 5.0
 START_LIMIT_S = 10.0

@@ -49,6 +49,11 @@ class Network:
     def heal(self, node: int = 0) -> None:
         run(["ip", "-n", self.bridge, "link", "set", f"port{node}", "master", "br0"])
 
+    def swallow(self, node: int, other: int) -> None:
+        """From now on what `node` sends to `other` goes nowhere, and no "no route to host" ends the waiting."""
+        nowhere = ["lladdr", "02:00:00:00:00:99", "dev", "eth0", "nud", "permanent"]
+        run(["ip", "-n", self.nodes[node], "neigh", "replace", self.addresses[other], *nowhere])
+
     def enter(self, node: int) -> list[str]:
         """The words before a command that make it run on that node."""
         return ["nsenter", f"--net=/run/netns/{self.nodes[node]}", "--"]

@@ -51,16 +51,21 @@ def write_through(client: nbd.NBD, rng: random.Random, offsets_mib: range) -> No
         client.pwrite(rng.randbytes(4 * MIB), offset * MIB)
 
 
+# What fails is noticed at other places under protocols A and B, which answer earlier.
+PROTOCOLS = ["C", pytest.param("A", marks=pytest.mark.long), pytest.param("B", marks=pytest.mark.long)]
+
+
 # -- full ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("protocol", PROTOCOLS)
 @pytest.mark.parametrize("full", ["primary", "secondary"])
-def test_a_full_disk(cluster: Cluster, rng: random.Random, tmp_path: Path, small: SmallFilesystem, full: str) -> None:
+def test_a_full_disk(cluster: Cluster, rng: random.Random, small: SmallFilesystem, full: str, protocol: str) -> None:
     """A sparse volume larger than its filesystem: in the middle of many writes there is no room left."""
     sparse = small.path / "disk"
     with sparse.open("wb") as file:
         file.truncate(128 * MIB)
-    a, b = pair_on_disks(cluster, "128M", **{"a_disk" if full == "primary" else "b_disk": sparse})
+    a, b = pair_on_disks(cluster, "128M", protocol=protocol, **{"a_disk" if full == "primary" else "b_disk": sparse})
     history = new_history(rng)
     writer = Writer(a, history, depth=8, blocks=30000, blocks_max=32, flush_every=100, count=3000)
     cluster.at_end(writer.close)
@@ -110,10 +115,11 @@ def test_a_full_disk_of_a_standalone_volume(cluster: Cluster, rng: random.Random
 
 
 def pair_on_disks(
-    cluster: Cluster, size: str, a_disk: Path | None = None, b_disk: Path | None = None
+    cluster: Cluster, size: str, a_disk: Path | None = None, b_disk: Path | None = None, protocol: str = "C"
 ) -> tuple[Replica, Replica]:
     a, b = cluster.created_pair(
         size,
+        protocol,
         options_a=("--backing", a_disk) if a_disk else (),
         options_b=("--backing", b_disk) if b_disk else (),
     )
@@ -148,11 +154,12 @@ def test_a_failed_flush_is_never_repeated_as_if_well(cluster: Cluster, rng: rand
     assert a.status()["disk"] == "Failed", "it stays Failed over a restart"
 
 
-def test_a_failed_flush_of_the_primary(cluster: Cluster, rng: random.Random, tmp_path: Path) -> None:
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_a_failed_flush_of_the_primary(cluster: Cluster, rng: random.Random, tmp_path: Path, protocol: str) -> None:
     """Its disk is Failed, the volume goes on through the peer's copy."""
     disk = LoopDisk(tmp_path, 64 * MIB, 8 * MIB)
     cluster.at_end(disk.close)
-    a, b = pair_on_disks(cluster, "64M", a_disk=disk.path)
+    a, b = pair_on_disks(cluster, "64M", a_disk=disk.path, protocol=protocol)
     history = new_history(rng)
     writer = Writer(a, history, depth=8, blocks=12000, blocks_max=32, flush_every=50, count=1500)
     cluster.at_end(writer.close)
@@ -164,10 +171,11 @@ def test_a_failed_flush_of_the_primary(cluster: Cluster, rng: random.Random, tmp
     history.assert_in_file(b.data_path)
 
 
-def test_a_failed_flush_of_the_secondary(cluster: Cluster, rng: random.Random, tmp_path: Path) -> None:
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_a_failed_flush_of_the_secondary(cluster: Cluster, rng: random.Random, tmp_path: Path, protocol: str) -> None:
     disk = LoopDisk(tmp_path, 64 * MIB, 8 * MIB)
     cluster.at_end(disk.close)
-    a, b = pair_on_disks(cluster, "64M", b_disk=disk.path)
+    a, b = pair_on_disks(cluster, "64M", b_disk=disk.path, protocol=protocol)
     history = new_history(rng)
     writer = Writer(a, history, depth=8, blocks=12000, blocks_max=32, flush_every=50, count=1500)
     cluster.at_end(writer.close)
@@ -184,12 +192,15 @@ def test_a_failed_flush_of_the_secondary(cluster: Cluster, rng: random.Random, t
         history.assert_on(client)
 
 
+@pytest.mark.parametrize("protocol", PROTOCOLS)
 @pytest.mark.parametrize("failing", ["primary", "secondary"])
-def test_writes_that_fail(cluster: Cluster, rng: random.Random, tmp_path: Path, failing: str) -> None:
+def test_writes_that_fail(cluster: Cluster, rng: random.Random, tmp_path: Path, failing: str, protocol: str) -> None:
     """EIO on write: the replica is Failed, the other one goes on, no client sees an error."""
     disk = FaultDisk(tmp_path, 64 * MIB)
     cluster.at_end(disk.close)
-    a, b = pair_on_disks(cluster, "64M", **{"a_disk" if failing == "primary" else "b_disk": disk.path})
+    a, b = pair_on_disks(
+        cluster, "64M", protocol=protocol, **{"a_disk" if failing == "primary" else "b_disk": disk.path}
+    )
     victim, other = (a, b) if failing == "primary" else (b, a)
     history = new_history(rng)
     writer = Writer(a, history, depth=8, blocks=4000, flush_every=50, zeroes=0.1)

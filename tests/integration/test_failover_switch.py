@@ -34,6 +34,23 @@ def test_switch_with_data_under_way(cluster: Cluster, rng: random.Random, protoc
     assert_equal_copies(a, b)
 
 
+def test_switch_after_both_were_killed(cluster: Cluster) -> None:
+    """Nobody was primary when they met again; the one that was brought up is promoted, and hands over at once."""
+    a, b = cluster.pair()
+    for replica in (a, b):
+        replica.allow(PEER_LOST, "crash")
+    with a.client() as client:
+        client.pwrite(b"x" * 4096, 0)
+    cluster.kill_together(a, b)
+    a.serve()
+    b.serve()
+    a.wait_in_step()
+    b.wait_in_step()
+    b.promote()
+    b.command("switch")
+    assert a.wait_status(role="primary")["peer"]["role"] == "secondary"
+
+
 def test_switch_needs_the_peer(cluster: Cluster) -> None:
     a, b = cluster.pair()
     a.allow(PEER_LOST)

@@ -175,7 +175,7 @@ class Rounds:
         self.secondary.kill()
         writer.wait_answers(self.rng.randint(1, 300))
         self.secondary.serve()
-        # Before the two have met again it can't know what it lacks, and the operator's promote is obeyed with a warning.
+        # Before the two have met again it can't know what it lacks, and the operator's word is taken, with a warning.
         self.secondary.wait_status(connection=lambda state: state in ("SyncTarget", "Connected"))
         writer.wait_answers(self.rng.randint(1, 100))
         self.primary.kill()

@@ -42,7 +42,7 @@ def test_a_stop_does_not_wait_for_a_peer_that_is_not_there(cluster: Cluster) -> 
     """Its packets vanish: nobody refuses, nobody answers. A stop is in order all the same."""
     network = cluster.network()
     a, _ = cluster.created_pair(network=network, peer_timeout_s=30.0, wait_for_peer_s=0.5)
-    network.cut(1)
+    network.swallow(0, 1)
     a.allow("did not answer|alone")
     a.serve("--primary")
     with a.client() as client:
