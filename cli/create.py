@@ -188,6 +188,8 @@ def _size(backing: Path | None, wish: Wish) -> int:
     size = -(-wish.size // BLOCK_BYTES) * BLOCK_BYTES
     if size != wish.size:
         output.warn(f"the size was rounded up from {wish.size} to {size} bytes, a multiple of {BLOCK_BYTES}")
+    if backing is not None and size < (has := signatures.size_of(backing)):
+        output.warn(f"{backing} holds {has} bytes; the volume is its first {size}, whatever stands behind them")
     return size
 
 

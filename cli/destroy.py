@@ -56,6 +56,8 @@ def _what_is_there(directory: Path) -> str:
     try:
         replica = config.load(directory)
     except MirrorError as error:
+        if not directory.exists():
+            raise OperatorError(f"{directory} does not exist", remedy="check the path") from None
         # A damaged or interrupted one may go too, but not just any directory.
         signs = (META_NAME, config.FILE_NAME, config.INTERRUPTED_NAME)
         if not directory.is_dir() or not any((directory / name).is_file() for name in signs):

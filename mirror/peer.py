@@ -521,7 +521,10 @@ class Peer:
         if operation == "bye":
             session.end(str(message.get("reason", "the peer left")), orderly=True)
             return None
-        return self._on_control(session, message)
+        answer = self._on_control(session, message)
+        with self.changed:
+            self.changed.notify_all()
+        return answer
 
     def tell_state(self) -> None:
         """Let the peer know this side's role and disk."""

@@ -28,7 +28,7 @@ HEARTBEATS_PER_TIMEOUT = 20
 SILENCE_PART = 0.75
 
 # A peer that does not take its leave in this time finds out by itself.
-GOODBYE_TIMEOUT_S = 0.5
+GOODBYE_TIMEOUT_S = 1.0
 
 COUNTER = struct.Struct("<Q")
 

@@ -87,6 +87,7 @@ class Volume:
         self._role_lock = runtime.lock()
         self._peer: Peer | None = None
         self._stopping = False
+        self._switch_refusal = ""
         self._control = control.ControlServer(directory / control.FILE_NAME, self._command, runtime)
         self.read_into = self._primary.read_into
         self.write = self._primary.write
@@ -389,12 +390,20 @@ class Volume:
             if self._replica.role is Role.PRIMARY:
                 self._hand_over(session)
                 return _said("the peer is primary now")
+
+        def took_over() -> bool:
+            return self._replica.role is Role.PRIMARY
+
+        self._switch_refusal = ""
         session.request("switch", ROLE_REQUEST_TIMEOUT_S)
         with peer.changed:
-            done = peer.changed.wait_for(lambda: self._replica.role is Role.PRIMARY, SWITCH_TIMEOUT_S)
-        if not done:
-            raise OperatorError("the peer did not hand over", remedy="its log says why; `nbdmirror status` on both")
-        return _said("this replica is primary now")
+            peer.changed.wait_for(lambda: took_over() or self._switch_refusal or session.ended, SWITCH_TIMEOUT_S)
+        if took_over():
+            return _said("this replica is primary now")
+        why = self._switch_refusal or session.reason or f"it said nothing for {SWITCH_TIMEOUT_S:g} s"
+        raise OperatorError(
+            f"the peer did not hand over: {why}", remedy="`nbdmirror status` on both shows their states"
+        )
 
     def _hand_over(self, session: Session) -> None:
         """Drain, flush both, let the peer take over; after its word nothing is served here (silent-not-error)."""
@@ -490,7 +499,9 @@ class Volume:
         elif operation == "take_over":
             self._take_over(session)
         elif operation == "switch":
-            self._runtime.spawn("switch", self._switch_for_peer)
+            self._runtime.spawn("switch", self._switch_for_peer, session)
+        elif operation == "switch_refused":
+            self._switch_refusal = str(message.get("reason"))
         elif operation == "outdate":
             self._outdate()
         else:
@@ -517,11 +528,13 @@ class Volume:
         session.peer = dataclasses.replace(session.peer, role=Role.SECONDARY)
         self._serve_as_primary()
 
-    def _switch_for_peer(self) -> None:
+    def _switch_for_peer(self, session: Session) -> None:
         try:
             self.switch()
         except MirrorError as error:
             log.error("the hand-over that the peer asked for failed: %s", error)
+            with contextlib.suppress(LinkLost):
+                session.notify("switch_refused", reason=error.message)
 
     # Clients
 
