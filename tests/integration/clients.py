@@ -107,4 +107,5 @@ def new_history(rng: random.Random) -> History:
 
 def fio(uri: str, *options: str, timeout_s: float = 60.0) -> subprocess.CompletedProcess[str]:
     """Run fio's nbd engine; AssertionError when it reports an error (a failed --verify is one)."""
-    return run(["fio", "--name=job", "--ioengine=nbd", f"--uri={uri}", "--output-format=json", "--verify_state_save=0", *options], timeout_s)
+    how = ("--name=job", "--ioengine=nbd", "--output-format=json", "--verify_state_save=0")
+    return run(["fio", *how, f"--uri={uri}", *options], timeout_s)
