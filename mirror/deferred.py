@@ -233,7 +233,10 @@ class Deferred:
                 return  # the session ended first, and detach has seen to it
             if self.protocol == "A":
                 self._window.done(len(pending.payload))
-            self._primary.replica.unstable.mark(pending.offset, pending.length)
+            replica = self._primary.replica
+            # Between the two steps of a detachment what is unstable has been taken as dirty already.
+            attached = self._primary.session is not None
+            (replica.unstable if attached else replica.dirty).mark(pending.offset, pending.length)
         self._primary.unlock(pending.ticket, *extents_of(pending.offset, pending.length))
         with self._books:
             self._changed.notify_all()

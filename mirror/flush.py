@@ -7,7 +7,7 @@ start or a promotion nothing is known to be flushed.
 
 from typing import TYPE_CHECKING
 
-from mirror.core.errors import DeviceError, LinkLost, MirrorError, ProtocolError
+from mirror.core.errors import DeviceError, LinkLost, MirrorError, PeerError, ProtocolError
 from mirror.core.wire import MessageType
 
 if TYPE_CHECKING:
@@ -48,9 +48,11 @@ class FlushRounds:
                 if mine in self._errors:
                     raise self._errors[mine]
                 return
-        error: MirrorError | None = None
+        # Until it has ended well, whoever shares the round must not take it for done.
+        error: MirrorError | None = PeerError("the flush ended on a bug of ours; the log tells more")
         try:
             self._round()
+            error = None
         except MirrorError as caught:
             error = caught
             self.needed = True

@@ -16,7 +16,7 @@ from mirror.replica import Replica
 class LogWriter:
     """`stabilise` makes all finished writes stable on both replicas, or their dirty bits durable."""
 
-    def __init__(self, replica: Replica, stabilise: Callable[[list[int]], None]) -> None:
+    def __init__(self, replica: Replica, stabilise: Callable[[], None]) -> None:
         self._replica = replica
         self._stabilise = stabilise
         self._waiting: list[tuple[int, int]] = []
@@ -52,8 +52,7 @@ class LogWriter:
         try:
             transaction = replica.log.plan(list(self._waiting))
             if transaction is NEED_STABLE:
-                victims = replica.log.victims_waiting()
-                if not victims:
+                if not replica.log.victims_waiting():
                     # Running writes hold every slot: the next one that ends makes room.
                     self.waits_for_release = True
                     replica.changed.wait()
@@ -61,7 +60,7 @@ class LogWriter:
                     return
                 replica.books.release()
                 try:
-                    self._stabilise(victims)
+                    self._stabilise()
                 finally:
                     replica.books.acquire()
                 return

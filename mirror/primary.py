@@ -214,12 +214,12 @@ class Primary:
         self._enter()
         try:
             apply(*arguments)
-            self.flushes.needed = True
         except DeviceError as error:
             if error.errno not in FULL:
                 self.disk_failed(error)
             raise
         finally:
+            self.flushes.needed = True
             self._leave()
 
     def change_both(
@@ -305,13 +305,15 @@ class Primary:
             self.replica.dirty.mark(offset, length)
         if self.replica.failed:
             raise self._no_disk()
-        self.flushes.needed = True
         try:
             apply(*arguments)
         except DeviceError as error:
             if error.errno not in FULL:
                 self.disk_failed(error)
             raise
+        finally:
+            # Not before: a round that began in between would not cover it, and the next flush be elided.
+            self.flushes.needed = True
         self.record_alone()
 
     def record_alone(self) -> None:
@@ -422,17 +424,19 @@ class Primary:
             if self._ranges.unlock(ticket):
                 self._changed.notify_all()
 
-    def _stabilise(self, victims: list[int]) -> None:
-        session = self.session
-        if session is not None:
+    def _stabilise(self) -> None:
+        """Free slots of the log: what its finished writes touched becomes stable on both, or durably dirty."""
+        if self.session is not None:
             self.flushes.run_round()
-        else:
-            with self._books:
-                number = self.replica.round
-                self.replica.round += 1
-            self.replica.persist_extents(victims)
-            with self._books:
-                self.replica.log.stable_through(number)
+            return
+        with self._books:
+            # One step: whatever ends later belongs to the next round, and its dirty bits are not durable yet.
+            number = self.replica.round
+            self.replica.round += 1
+            victims = self.replica.log.victims_waiting()
+        self.replica.persist_extents(victims)
+        with self._books:
+            self.replica.log.stable_through(number)
 
     def wait_applied(self) -> None:
         """Under A and B: until the peer has applied every write answered so far, or the session ended."""

@@ -101,6 +101,8 @@ class SyncSource:
                     self._send(stream, at, content[at - offset : at - offset + size])
                     self.sent_bytes += size
             with self._replica.books:
+                if self._primary.session is not self._session:
+                    raise LinkLost(self._session.reason)
                 self._replica.dirty.clear(offset, length)
                 self._replica.unstable.mark(offset, length)
                 self._since_stable += length
