@@ -408,9 +408,13 @@ class Volume:
     def _hand_over(self, session: Session) -> None:
         """Drain, flush both, let the peer take over; after its word nothing is served here (silent-not-error)."""
         self._drain_and_flush()
+        if self._primary.session is not session:
+            self._primary.set_gate(Gate.OPEN)
+            raise OperatorError(
+                f"the peer went away before it took over ({session.reason}); this replica stays primary",
+                remedy="try again when it is back",
+            )
         try:
-            if self._primary.session is not session:
-                raise LinkLost(session.reason)
             session.request("take_over", ROLE_REQUEST_TIMEOUT_S)
         except OperatorError:
             self._primary.set_gate(Gate.OPEN)
