@@ -75,7 +75,8 @@ class SyncSource:
             if last:
                 self._finish()
         except MirrorError as error:
-            self._session.disk_trouble = not isinstance(error, LinkLost)
+            if not isinstance(error, LinkLost):
+                self._session.disk_trouble = True
             self._session.end(f"the resync stopped: {error.message}")
 
     def _next(self) -> tuple[int, int] | None:

@@ -125,6 +125,11 @@ def is_alive(pid: int | None) -> bool:
 def _open(path: Path, flags: int) -> int:
     try:
         return os.open(path, flags | os.O_CLOEXEC, 0o600)
+    except (FileNotFoundError, IsADirectoryError, PermissionError) as error:
+        raise OperatorError(
+            f"can't open {path}: {error.strerror}",
+            remedy="put it back, or correct `backing` in volume.toml; a lost copy is replaced by `nbdmirror create --join`",
+        ) from None
     except OSError as error:
         raise DeviceError(str(path), "open", error.errno or errno.EIO, error.strerror or str(error)) from None
 

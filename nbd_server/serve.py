@@ -152,6 +152,9 @@ class _Supervisor:
 
     def __exit__(self, *_: object) -> None:
         self._cleanup.close()
+        # The process ends now: a second SIGTERM must not turn an orderly end into a death by signal.
+        for number in STOP_SIGNALS:
+            signal.signal(number, signal.SIG_IGN)
 
     def run(self, uri: str, command: list[str], descriptors: dict[int, int]) -> int:
         """Until a signal ends it; `descriptors`: what each of the child's is here. Raises MirrorError."""

@@ -88,6 +88,7 @@ class Volume:
         self._peer: Peer | None = None
         self._stopping = False
         self._switch_refusal = ""
+        self._until_connected: list[str] = []
         self._control = control.ControlServer(directory / control.FILE_NAME, self._command, runtime)
         self.read_into = self._primary.read_into
         self.write = self._primary.write
@@ -152,7 +153,9 @@ class Volume:
         refusal = self._become_primary_at_start(resume=True)
         if refusal is not None:
             log.warning("not primary again after nbdkit died: %s", refusal)
-            self._notes.append(f"nbdkit died while this replica was primary, and it did not resume: {refusal.message}")
+            self._until_connected.append(
+                f"nbdkit died while this replica was primary, and it did not resume: {refusal.message}"
+            )
 
     def _become_primary_at_start(self, resume: bool) -> OperatorError | None:
         """Ask the peer, then become primary, or say why not."""
@@ -209,7 +212,7 @@ class Volume:
                 "the peer did not answer at the start; this replica is primary, and can't know whether it is the newest"
             )
             log.warning(text)
-            self._notes.append(text)
+            self._until_connected.append(text)
         self._take_role_alone()
         peer.redial()
         return None
@@ -638,9 +641,10 @@ class Volume:
 
     def status(self) -> dict[str, Any]:
         """What `nbdmirror status --json` shows."""
-        return status.of_server(
-            self._config, self._replica, self._primary, self._peer, self._lease.clients(), self._notes
-        )
+        if self._session() is not None:
+            self._until_connected.clear()
+        notes = [*self._notes, *self._until_connected]
+        return status.of_server(self._config, self._replica, self._primary, self._peer, self._lease.clients(), notes)
 
 
 def _said(message: str, *warnings: str | None) -> dict[str, Any]:

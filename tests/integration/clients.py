@@ -24,7 +24,7 @@ class Writer:
 
     def __init__(self, replica: Replica, history: History, run: int = 1, /, **options: object) -> None:
         self.history = history
-        self.log_path = replica.directory.parent / f"writer-{run}.log"
+        self.log_path = replica.log_path.parent / f"writer-{run}.log"
         self.log_path.touch()
         words = [sys.executable, str(WRITER), replica.uri, str(self.log_path)]
         words += ["--seed", str(history.seed), "--first-id", str(run * IDS_A_RUN)]

@@ -350,6 +350,7 @@ class Cluster:
     def replica(self, directory_name: str, name: str = "vol", prefix: tuple[str, ...] = ()) -> Replica:
         """A replica object; nothing is created on disk yet."""
         replica = Replica(self.directory / directory_name, name, prefix)
+        replica.log_path = self.directory / f"{replica.directory.name}.log"
         self.replicas.append(replica)
         return replica
 

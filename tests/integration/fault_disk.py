@@ -4,6 +4,7 @@
     disk.fail(reads=[(offset, length)])         # EIO for these bytes until they are written again, like bad sectors
     disk.fail(write_errno=errno.EIO), disk.fail(fsync_errno=errno.EIO), disk.fail()
     disk.counts()                               # {"read_errors": 1, "write_errors": 0, "fsync_errors": 0}
+    disk.lose_power(seed)                       # of each block written since the last fsync, either content may be left
 
 Opened without page cache (FOPEN_DIRECT_IO), so each request of the replica reaches the fault. The other ways lost: an
 nbdkit error filter needs an NBD block device, device-mapper is not in every kernel, a loop device hides a read error
@@ -15,6 +16,7 @@ import ctypes
 import errno
 import json
 import os
+import random
 import select
 import stat
 import struct
@@ -33,6 +35,7 @@ INIT_OUT = struct.Struct("<IIIIHHIIHHI28x")
 FOPEN_DIRECT_IO = 1
 FUSE_BIG_WRITES = 1 << 5
 FATTR_SIZE = 1 << 3
+BLOCK_BYTES = 4096
 MAX_WRITE = 1 << 17
 ROOT, DISK = 1, 2
 SECONDS_VALID = 3600
@@ -51,7 +54,17 @@ class Server:
             raise OSError(ctypes.get_errno(), f"mount {mountpoint}: {os.strerror(ctypes.get_errno())}")
         self.faults: dict[str, object] = {}
         self.bad: list[tuple[int, int]] = []
-        self.counts = {"read_errors": 0, "write_errors": 0, "fsync_errors": 0, "reads": 0, "writes": 0, "fsyncs": 0}
+        # What blocks held that have been written since the last fsync.
+        self.unstable: dict[int, bytes] = {}
+        self.counts = {
+            "read_errors": 0,
+            "write_errors": 0,
+            "fsync_errors": 0,
+            "reads": 0,
+            "writes": 0,
+            "fsyncs": 0,
+            "lost_blocks": 0,
+        }
 
     def run(self) -> None:
         poller = select.poll()
@@ -68,11 +81,28 @@ class Server:
                     return
 
     def command(self, faults: dict[str, object]) -> None:
-        if "counts" not in faults:
+        if "power_loss" in faults:
+            self.lose_power(random.Random(int(faults["power_loss"])))  # type: ignore[call-overload]
+        elif "counts" not in faults:
             self.faults = faults
             self.bad = [(int(offset), int(length)) for offset, length in faults.get("reads", [])]  # type: ignore[attr-defined]
         sys.stdout.write(json.dumps(self.counts) + "\n")
         sys.stdout.flush()
+
+    def keep(self, offset: int, length: int) -> None:
+        """Before a change: remember what its blocks hold on the medium."""
+        for block in range(offset // BLOCK_BYTES, -(-(offset + length) // BLOCK_BYTES)):
+            if block not in self.unstable:
+                self.unstable[block] = os.pread(self.backing, BLOCK_BYTES, block * BLOCK_BYTES)
+
+    def lose_power(self, chance: random.Random) -> None:
+        """The medium got some of what was written since the last fsync: any subset of its blocks."""
+        share = chance.choice([0.1, 0.5, 0.9])
+        for block, old in sorted(self.unstable.items()):
+            if chance.random() < share:
+                os.pwrite(self.backing, old, block * BLOCK_BYTES)
+                self.counts["lost_blocks"] += 1
+        self.unstable.clear()
 
     def request(self) -> bool:
         try:
@@ -130,22 +160,16 @@ class Server:
             self.fault("read")
             return os.pread(self.backing, length, offset)
         if opcode == WRITE:
-            _, offset, length = struct.unpack_from("<QQI", body)
-            self.counts["writes"] += 1
-            self.fault("write")
-            written = os.pwrite(self.backing, body[40 : 40 + length], offset)
-            # A written sector is a good one again: the disk has put it elsewhere.
-            if not self.faults.get("lasting"):
-                self.bad = [(s, n) for s, n in self.bad if not (offset <= s and s + n <= offset + length)]
-            return struct.pack("<II", written, 0)
+            return self.write(body)
         if opcode == FSYNC:
             self.counts["fsyncs"] += 1
             self.fault("fsync")
-            os.fdatasync(self.backing)
+            self.unstable.clear()
             return b""
         if opcode == FALLOCATE:
             _, offset, length, mode, _ = struct.unpack_from("<QQQII", body)
             self.fault("write")
+            self.keep(offset, length)
             if libc.fallocate64(self.backing, mode, ctypes.c_int64(offset), ctypes.c_int64(length)) != 0:
                 raise OSError(ctypes.get_errno(), "fallocate")
             return b""
@@ -153,6 +177,21 @@ class Server:
             _, offset, whence, _ = struct.unpack_from("<QQII", body)
             return struct.pack("<Q", os.lseek(self.backing, offset, whence))
         raise OSError(errno.ENOSYS, f"opcode {opcode}")
+
+    def write(self, body: memoryview) -> bytes:
+        _, offset, length, _, _, flags = struct.unpack_from("<QQIIQI", body)
+        self.counts["writes"] += 1
+        self.fault("write")
+        if flags & os.O_DSYNC:
+            for block in range(-(-offset // BLOCK_BYTES), (offset + length) // BLOCK_BYTES):
+                self.unstable.pop(block, None)
+        else:
+            self.keep(offset, length)
+        written = os.pwrite(self.backing, body[40 : 40 + length], offset)
+        # A written sector is a good one again: the disk has put it elsewhere.
+        if not self.faults.get("lasting"):
+            self.bad = [(s, n) for s, n in self.bad if not (offset <= s and s + n <= offset + length)]
+        return struct.pack("<II", written, 0)
 
 
 class FaultDisk:
@@ -188,6 +227,10 @@ class FaultDisk:
 
     def counts(self) -> dict[str, int]:
         return self._send({"counts": True})
+
+    def lose_power(self, seed: int) -> None:
+        """After its replica was killed: every block written since the last fsync has its old or its new content."""
+        self._send({"power_loss": seed})
 
     def _send(self, command: dict[str, object]) -> dict[str, int]:
         assert self.process.stdin is not None

@@ -45,7 +45,7 @@ GARBAGE: dict[str, Callable[[random.Random], bytes]] = {
 }
 
 
-@pytest.mark.parametrize("who", ["primary", "secondary"])
+@pytest.mark.parametrize("who", ["primary", pytest.param("secondary", marks=pytest.mark.long)])
 def test_a_strangers_bytes_while_writes_go_on(cluster: Cluster, rng: random.Random, who: str) -> None:
     a, b = cluster.pair()
     for replica in (a, b):
@@ -83,7 +83,8 @@ def test_a_strangers_bytes_before_the_peer_comes(cluster: Cluster, rng: random.R
         b.wait_in_step()
 
 
-def test_a_thousand_strangers_leave_nothing_behind(cluster: Cluster) -> None:
+@pytest.mark.parametrize("strangers", [200, pytest.param(1000, marks=pytest.mark.long)])
+def test_many_strangers_leave_nothing_behind(cluster: Cluster, strangers: int) -> None:
     a, b = cluster.pair()
     for replica in (a, b):
         replica.allow(STRANGER)
@@ -95,7 +96,7 @@ def test_a_thousand_strangers_leave_nothing_behind(cluster: Cluster) -> None:
 
     say(a, b"warm up" * 100)
     before = descriptors()
-    for _ in range(1000):
+    for _ in range(strangers):
         with socket.create_connection(address_of(a), timeout=5) as stranger:
             stranger.sendall(b"knock")
     wait_for(lambda: descriptors() <= before + 5, 10.0, "descriptors to be closed")
@@ -130,6 +131,14 @@ def test_peers_of_different_size(cluster: Cluster) -> None:
     for replica in (a, b):
         assert str(64 * MIB) in replica.log() or "64 MiB" in replica.log(), "both sizes are named"
         assert str(68 * MIB) in replica.log() or "68 MiB" in replica.log()
+
+
+def test_peers_of_different_protocol(cluster: Cluster) -> None:
+    a, b = cluster.created_pair()
+    b.configure(protocol="A")
+    refuse_each_other(a, b, "protocol")
+    for replica in (a, b):
+        assert "set to protocol" in replica.log()
 
 
 def test_peers_of_different_name(cluster: Cluster) -> None:

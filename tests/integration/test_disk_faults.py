@@ -15,7 +15,7 @@ from tests.integration.clients import Writer, new_history
 from tests.integration.cluster import PEER_LOST, Cluster, Replica, assert_equal_copies, nbdmirror
 from tests.integration.disks import LoopDisk, SmallFilesystem
 from tests.integration.fault_disk import FaultDisk
-from tests.integration.processes import wait_for
+from tests.integration.processes import free_port, wait_for
 
 MIB = 1 << 20
 DISK = PEER_LOST + "|disk|space|full|fail|error|inconsistent|sync|backing|not clean"
@@ -88,6 +88,56 @@ def test_a_full_disk(cluster: Cluster, rng: random.Random, small: SmallFilesyste
     with a.client(timeout_s=2) as client:
         client.pwrite(rng.randbytes(MIB), MIB)
         client.flush()
+    assert_equal_copies(a, b)
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+@pytest.mark.parametrize("full", ["a", "b"])
+def test_a_full_disk_with_the_metadata_on_it(
+    cluster: Cluster, rng: random.Random, small: SmallFilesystem, full: str, protocol: str
+) -> None:
+    """Whoever is full can still record that its peer went on, and take over or come back."""
+    a, b = (cluster.replica(f"small/{name}" if name == full else name) for name in "ab")
+    a.listen, b.listen = (f"tcp://127.0.0.1:{free_port()}" for _ in "ab")
+    for replica, peer in ((a, b), (b, a)):
+        replica.create("128M", "--listen", replica.listen, "--peer", peer.listen, "--protocol", protocol)
+        replica.allow(DISK, "promot|must not|crash")
+    b.serve()
+    a.serve("--primary")
+    a.wait_in_step()
+    history = new_history(rng)
+    writer = Writer(a, history, depth=16, blocks=30000, blocks_max=32, flush_every=100, count=2500)
+    cluster.at_end(writer.close)
+    writer.finish(0, 60)
+    assert {request.errno for request in history.errors} <= {errno.ENOSPC}
+    assert bool(history.errors) == (full == "a")
+    with a.client(timeout_s=2) as client:
+        history.assert_on(client)
+    equal_or_said(a, b)
+
+    a.kill()
+    if full == "a":
+        b.promote()
+        if protocol != "C":
+            history.forget_unflushed()
+        with b.client(timeout_s=2) as client:
+            history.assert_on(client)
+            client.trim(110 * MIB, 0)
+            client.flush()
+        a.serve()
+    else:
+        refused = b.promote(check=False)
+        assert refused.returncode == 1, "it knows that it lacks something"
+        a.serve()
+        a.wait_status(connection=lambda state: state != "Handshake")
+        a.promote()
+        with a.client(timeout_s=2) as client:
+            history.assert_on(client)
+            client.trim(110 * MIB, 0)
+            client.flush()
+        b.command("connect", check=False)
+    a.wait_in_step(40)
+    b.wait_in_step(40)
     assert_equal_copies(a, b)
 
 

@@ -8,7 +8,7 @@ from tests.integration.clients import Writer, new_history
 from tests.integration.cluster import CLIENT_GONE, PEER_LOST, UNANSWERED, Cluster, assert_equal_copies
 
 
-@pytest.mark.parametrize("protocol", ["A", "C"])
+@pytest.mark.parametrize("protocol", ["C", pytest.param("A", marks=pytest.mark.long)])
 def test_switch_with_data_under_way(cluster: Cluster, rng: random.Random, protocol: str) -> None:
     a, b = cluster.pair(protocol=protocol)
     for replica in (a, b):
@@ -118,6 +118,29 @@ def test_sigterm_ends_within_five_seconds_while_writes_wait(cluster: Cluster, rn
     with a.client() as client:
         history.assert_on(client)
     assert_equal_copies(a, b)
+
+
+def test_sigterm_to_both_at_once_under_load(cluster: Cluster, rng: random.Random) -> None:
+    a, b = cluster.pair()
+    for replica in (a, b):
+        replica.allow(PEER_LOST, UNANSWERED, CLIENT_GONE)
+    history = new_history(rng)
+    writer = Writer(a, history, depth=16, blocks=1000, flush_every=100)
+    cluster.at_end(writer.close)
+    writer.wait_answers(300)
+    b.terminate()
+    a.stop()
+    b.stop()
+    writer.ended_by_loss()
+    assert not history.errors
+    a.serve()
+    b.serve()
+    a.wait_in_step()
+    b.wait_in_step()
+    assert_equal_copies(a, b)
+    b.promote()
+    with b.client() as client:
+        history.assert_on(client)
 
 
 def test_sigterm_ends_cleanly_under_load(cluster: Cluster, rng: random.Random) -> None:

@@ -64,6 +64,31 @@ def test_both_killed_again_before_they_agreed(cluster: Cluster, rng: random.Rand
         history.assert_on(client)
 
 
+def test_both_killed_and_one_is_started_as_primary(cluster: Cluster, rng: random.Random) -> None:
+    """Whichever it is and whoever is first: it has or gets what the newer one has."""
+    a, b = cluster.pair()
+    for replica in (a, b):
+        replica.allow(PEER_LOST, "crash|promot|log")
+    history = new_history(rng)
+    for run in (1, 2):
+        writer = Writer(a, history, run, depth=16, blocks=8000, flush_every=50)
+        cluster.at_end(writer.close)
+        writer.wait_answers(rng.randint(50, 400))
+        cluster.kill_together(a, b)
+        writer.ended_by_loss()
+        primary, secondary = rng.sample([a, b], 2)
+        for replica in rng.sample([a, b], 2):
+            replica.launch(*(("--primary",) if replica is primary else ()))
+        primary.wait_ready()
+        secondary.wait_ready()
+        primary.wait_in_step()
+        secondary.wait_in_step()
+        with primary.client(timeout_s=5) as client:
+            history.assert_on(client)
+        assert_equal_copies(a, b)
+        a, b = primary, secondary
+
+
 def test_one_comes_back_alone_and_is_promoted(cluster: Cluster, rng: random.Random) -> None:
     """Both dead, the old secondary is the only one that returns: the operator may take it, and the other follows."""
     a, b = cluster.pair()

@@ -81,6 +81,26 @@ def test_the_secondary_comes_back_and_catches_up(cluster: Cluster, rng: random.R
     history.assert_in_file(b.data_path)
 
 
+def test_both_nbdkits_die_at_once(cluster: Cluster, rng: random.Random) -> None:
+    """Both parents are left, and each has proof that nothing was forgotten."""
+    a, b = cluster.pair()
+    for replica in (a, b):
+        replica.allow(NBDKIT_DIED)
+    history = new_history(rng)
+    writer = Writer(a, history, depth=16, blocks=2000, flush_every=50)
+    cluster.at_end(writer.close)
+    writer.wait_answers(rng.randint(50, 400))
+    for pid in (a.nbdkit_pid, b.nbdkit_pid):
+        signal_quietly(pid, signal.SIGKILL)
+    writer.ended_by_loss()
+    a.wait_status(role="primary")
+    with a.client(timeout_s=5) as client:
+        history.assert_on(client)
+    a.wait_in_step()
+    b.wait_in_step()
+    assert_equal_copies(a, b)
+
+
 def test_the_primary_does_not_take_up_its_role_when_the_peer_was_promoted(cluster: Cluster, rng: random.Random) -> None:
     """The parent is held while nbdkit dies; meanwhile the peer moves on: the old one must come back as secondary."""
     a, b = cluster.pair()

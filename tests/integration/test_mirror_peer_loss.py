@@ -34,8 +34,13 @@ def bring_back(replica: Replica, how: str, network: Network | None) -> None:
         network.heal(1)
 
 
-@pytest.mark.parametrize("protocol", ["A", "B", "C"])
-@pytest.mark.parametrize("how", ["kill", "freeze", "cut"])
+@pytest.mark.parametrize(
+    ("how", "protocol"),
+    [
+        *(("kill", "A"), ("kill", "B"), ("kill", "C"), ("freeze", "C"), ("cut", "C")),
+        *(pytest.param(how, protocol, marks=pytest.mark.long) for how in ("freeze", "cut") for protocol in "AB"),
+    ],
+)
 def test_no_write_fails_and_the_stall_is_bounded(
     cluster: Cluster, rng: random.Random, how: str, protocol: str, request: pytest.FixtureRequest
 ) -> None:
@@ -167,6 +172,58 @@ def test_a_peer_that_flaps_leaves_equal_copies(cluster: Cluster, rng: random.Ran
     writer.stop()
     a.wait_in_step()
     assert not history.errors
+    assert_equal_copies(a, b)
+    history.assert_in_file(b.data_path)
+
+
+PROTOCOLS = ["C", pytest.param("A", marks=pytest.mark.long), pytest.param("B", marks=pytest.mark.long)]
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_a_link_that_flaps(cluster: Cluster, rng: random.Random, protocol: str) -> None:
+    """Cut on either side for a while that is shorter or longer than the timeout, again and again."""
+    network = cluster.network()
+    a, b = cluster.pair(network=network, protocol=protocol, peer_timeout_s=0.6)
+    for replica in (a, b):
+        replica.allow(PEER_LOST)
+    history = new_history(rng)
+    writer = Writer(a, history, depth=16, blocks=2000, flush_every=50, zeroes=0.1, reads=0.1)
+    cluster.at_end(writer.close)
+    for _ in range(4):
+        writer.wait_answers(rng.randint(50, 400))
+        node = rng.choice([0, 1])
+        network.cut(node)
+        if rng.random() < 0.5:
+            writer.wait_answers(16 + rng.randint(1, 400))
+        network.heal(node)
+        writer.wait_answers(rng.randint(16, 800))
+    writer.stop()
+    assert not history.errors
+    a.wait_in_step()
+    b.wait_in_step()
+    assert_equal_copies(a, b)
+    history.assert_in_file(b.data_path)
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_the_primary_stands_still_and_wakes_up(cluster: Cluster, rng: random.Random, protocol: str) -> None:
+    """Nobody was promoted meanwhile: it goes on, and no client sees more than a pause."""
+    a, b = cluster.pair(protocol=protocol, peer_timeout_s=1.0)
+    for replica in (a, b):
+        replica.allow(PEER_LOST)
+    history = new_history(rng)
+    writer = Writer(a, history, depth=16, blocks=2000, flush_every=50, zeroes=0.1, reads=0.1)
+    cluster.at_end(writer.close)
+    for _ in range(2):
+        writer.wait_answers(rng.randint(50, 400))
+        a.freeze()
+        b.wait_status(connection="Connecting")
+        a.thaw()
+        writer.wait_answers(100)
+    writer.stop()
+    assert not history.errors
+    a.wait_in_step()
+    b.wait_in_step()
     assert_equal_copies(a, b)
     history.assert_in_file(b.data_path)
 

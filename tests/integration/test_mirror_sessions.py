@@ -20,7 +20,7 @@ def descriptors_and_threads(replica: Replica) -> tuple[int, int]:
 def test_many_sessions_leave_nothing_behind(cluster: Cluster) -> None:
     a, b = cluster.pair()
     before = None
-    for _ in range(15):
+    for _ in range(6):
         a.command("disconnect")
         a.command("connect")
         a.wait_in_step()
