@@ -128,7 +128,7 @@ def _open(path: Path, flags: int) -> int:
     except (FileNotFoundError, IsADirectoryError, PermissionError) as error:
         raise OperatorError(
             f"can't open {path}: {error.strerror}",
-            remedy="put it back, or correct `backing` in volume.toml; a lost copy is replaced by `nbdmirror create --join`",
+            remedy="put it back, or correct `backing` in volume.toml; `nbdmirror create --join` replaces a lost copy",
         ) from None
     except OSError as error:
         raise DeviceError(str(path), "open", error.errno or errno.EIO, error.strerror or str(error)) from None
