@@ -89,6 +89,12 @@ class SyncSource:
     def _copy_chunk(self, stream: Stream, offset: int, length: int) -> None:
         ranges = self._primary.lock_range(offset, length)
         try:
+            if self._replica.store.extents(offset, length) == [(offset, length, True)]:
+                # Nothing to read and nothing to compare: a sparse volume is synced at the speed of its metadata.
+                self._ask(stream, MessageType.ZERO, offset, length, flags=Flag.RESYNC | Flag.MAY_TRIM)
+                self.skipped_bytes += length
+                self._copied(offset, length)
+                return
             content = memoryview(self._replica.store.read(length, offset))
             local = resync.block_sums(content)
             remote = resync.decode_sums(self._ask(stream, MessageType.SUMS, offset, length), length)
@@ -101,15 +107,19 @@ class SyncSource:
                 else:
                     self._send(stream, at, content[at - offset : at - offset + size])
                     self.sent_bytes += size
-            with self._replica.books:
-                if self._primary.session is not self._session:
-                    raise LinkLost(self._session.reason)
-                self._replica.dirty.clear(offset, length)
-                self._replica.unstable.mark(offset, length)
-                self._since_stable += length
-                self.progress.advance(length, self._runtime.now_s() - self._started_s)
+            self._copied(offset, length)
         finally:
             self._primary.unlock_range(ranges)
+
+    def _copied(self, offset: int, length: int) -> None:
+        """The target has the chunk, in memory at least: no longer dirty, not stable yet."""
+        with self._replica.books:
+            if self._primary.session is not self._session:
+                raise LinkLost(self._session.reason)
+            self._replica.dirty.clear(offset, length)
+            self._replica.unstable.mark(offset, length)
+            self._since_stable += length
+            self.progress.advance(length, self._runtime.now_s() - self._started_s)
 
     def _send(self, stream: Stream, offset: int, content: memoryview) -> None:
         length = len(content)

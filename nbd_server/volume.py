@@ -447,7 +447,11 @@ class Volume:
         peer.connect(discard_my_data)
         with peer.changed:
             peer.changed.wait_for(
-                lambda: peer.session is not None or (peer.attempts > attempts and peer.decided), ROLE_REQUEST_TIMEOUT_S
+                lambda: (
+                    peer.session is not None
+                    or (peer.attempts > attempts and peer.decided and peer.state is not ConnectionState.HANDSHAKE)
+                ),
+                ROLE_REQUEST_TIMEOUT_S,
             )
             connected, refused, reason = self._session(), peer.state is ConnectionState.STANDALONE, peer.reason
         if connected is not None:
