@@ -21,7 +21,7 @@ run: setup ## a mirrored volume of two replicas on this machine, its data under 
 test: lint ## lint, types and all tests that are not long
 	@$(bin)/python -m pytest
 
-test-long: lint ## the same with the long tests
+test-long: lint ## the same with the long tests (estimated 40 minutes on 2 cores)
 	@$(bin)/python -m pytest -m "long or not long"
 
 bench: setup-test ## measure, beside nbdkit's own plugins
