@@ -11,7 +11,7 @@ from mirror.core import generation, layout
 from mirror.core.errors import OperatorError
 from mirror.core.generation import Kind
 from mirror.core.layout import Superblock
-from mirror.core.states import DiskEvent, DiskState, disk_after
+from mirror.core.states import LEFT_BEHIND, DiskEvent, DiskState, disk_after
 from mirror.opening import read_superblock
 from mirror.runtime import Runtime
 from mirror.store import Store
@@ -66,8 +66,7 @@ def invalidate(directory: Path, force: bool) -> None:
 
 
 def _refuse_if_newest(directory: Path, known: Superblock) -> None:
-    left_behind = (DiskState.OUTDATED, DiskState.INCONSISTENT, DiskState.FAILED)
-    if known.disk is DiskState.UP_TO_DATE and known.peer_disk in left_behind:
+    if known.disk is DiskState.UP_TO_DATE and known.peer_disk in LEFT_BEHIND:
         raise OperatorError(
             f"{directory} holds what its peer lacks: the peer is {known.peer_disk.value}",
             remedy="serve it and let the peer catch up, or give those changes up with --force",

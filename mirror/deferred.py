@@ -9,11 +9,11 @@ When the session ends, whatever was not applied is dirty, and that is recorded a
 """
 
 from collections import deque
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from mirror.core.errors import DeviceError, LinkLost, PeerError, ProtocolError
+from mirror.change import Change
+from mirror.core.errors import LinkLost, PeerError, ProtocolError
 from mirror.core.in_flight import InFlight
 from mirror.core.limits import IN_FLIGHT_BYTES_MAX, IN_FLIGHT_COUNT_MAX, SEND_BATCH_COUNT_MAX
 from mirror.core.range_lock import Ticket
@@ -64,58 +64,33 @@ class Deferred:
         """Whether a change goes this way: under A and B, but not with FUA and not while the own disk is Failed."""
         return self.protocol != "C" and not flags & Flag.FUA and not self._primary.peer_only
 
-    def change(
-        self,
-        session: Session,
-        ticket: Ticket,
-        kind: MessageType,
-        flags: int,
-        offset: int,
-        length: int,
-        payload: memoryview | bytes,
-        apply: Callable[..., None],
-        arguments: tuple[Any, ...],
-    ) -> bool:
+    def change(self, session: Session, ticket: Ticket, change: Change) -> bool:
         """Carry out one change as far as its answer. False when its range stays locked until the peer applied it."""
         if self.protocol == "A":
-            return self._change_a(session, ticket, kind, flags, offset, length, payload, apply, arguments)
-        return self._change_b(session, ticket, kind, flags, offset, length, payload, apply, arguments)
+            return self._change_a(session, ticket, change)
+        return self._change_b(session, ticket, change)
 
-    def _change_a(
-        self,
-        session: Session,
-        ticket: Ticket,
-        kind: MessageType,
-        flags: int,
-        offset: int,
-        length: int,
-        payload: memoryview | bytes,
-        apply: Callable[..., None],
-        arguments: tuple[Any, ...],
-    ) -> bool:
+    def _change_a(self, session: Session, ticket: Ticket, change: Change) -> bool:
         primary = self._primary
-        try:
-            apply(*arguments)
-        except DeviceError:
+        if change.apply_here() is not None:
             # Nothing was sent: go the way that knows what to do when only one side can.
-            primary.change_both(session, kind, flags, offset, length, payload, apply, arguments)
+            primary.change_both(session, change)
             return True
-        copied = bytes(payload)
+        copied = bytes(change.payload)
         with self._books:
             while primary.session is session and not self._window.admit(len(copied)):
                 self._changed.wait()
             if primary.session is session:
                 primary.flushes.needed = True
-                self._queue.append(self._register(ticket, kind, flags, offset, length, copied))
+                self._queue.append(self._register(ticket, change, copied))
                 self._changed.notify_all()
                 return False
-        primary.settle(session, offset, length, False, None)
+        primary.settle(session, change.offset, change.length, False, None)
         return True
 
-    def _register(
-        self, ticket: Ticket, kind: MessageType, flags: int, offset: int, length: int, payload: bytes
-    ) -> Pending:
-        pending = Pending(self._next, ticket, kind, flags, offset, length, payload)
+    def _register(self, ticket: Ticket, change: Change, payload: bytes) -> Pending:
+        """Note what is answered from now on; the client's buffer itself is not kept."""
+        pending = Pending(self._next, ticket, change.kind, change.flags, change.offset, change.length, payload)
         self._next += 1
         self._pending[pending.number] = pending
         ticket.answered = True
@@ -145,31 +120,10 @@ class Deferred:
                 self._primary.detach(session)
                 return
 
-    def _change_b(
-        self,
-        session: Session,
-        ticket: Ticket,
-        kind: MessageType,
-        flags: int,
-        offset: int,
-        length: int,
-        payload: memoryview | bytes,
-        apply: Callable[..., None],
-        arguments: tuple[Any, ...],
-    ) -> bool:
+    def _change_b(self, session: Session, ticket: Ticket, change: Change) -> bool:
         primary = self._primary
-        stream = None
-        error: DeviceError | None = None
-        try:
-            stream = session.borrow()
-            stream.send(kind, flags | Flag.ACK_RECEIVED, offset, length, payload)
-        except LinkLost as lost:
-            stream = None
-            session.end(lost.message)
-        try:
-            apply(*arguments)
-        except DeviceError as caught:
-            error = caught
+        stream = change.ask_peer(session, Flag.ACK_RECEIVED)
+        error = change.apply_here()
         peer_has_it = False
         if stream is not None:
             try:
@@ -181,29 +135,27 @@ class Deferred:
                     peer_has_it = header.code == 0
                     session.give_back(stream)
                 else:
-                    return not self._hand_over(session, stream, ticket, kind, flags, offset, length)
+                    return not self._hand_over(session, stream, ticket, change)
             except (LinkLost, ProtocolError) as lost:
                 session.end(lost.message)
         if not peer_has_it:
             session.disk_trouble = stream is not None
             session.end("the peer could not carry out a write")
             primary.detach(session)
-        primary.settle(session, offset, length, peer_has_it, error)
+        primary.settle(session, change.offset, change.length, peer_has_it, error)
         return True
 
-    def _hand_over(
-        self, session: Session, stream: Stream, ticket: Ticket, kind: MessageType, flags: int, offset: int, length: int
-    ) -> bool:
+    def _hand_over(self, session: Session, stream: Stream, ticket: Ticket, change: Change) -> bool:
         """The peer has it in memory: let the reaper wait for the rest. False when the session ended meanwhile."""
         primary = self._primary
         with self._books:
             attached = primary.session is session and self._poller is not None
             if attached:
                 primary.flushes.needed = True
-                self._by_stream[stream] = self._register(ticket, kind, flags, offset, length, b"")
+                self._by_stream[stream] = self._register(ticket, change, b"")
                 self._poller.add(stream)  # type: ignore[union-attr]
         if not attached:
-            primary.settle(session, offset, length, False, None)
+            primary.settle(session, change.offset, change.length, False, None)
         return attached
 
     def _reap(self, session: Session, poller: Poller) -> None:

@@ -16,9 +16,9 @@ from typing import Any
 from mirror.core import generation
 from mirror.core.errors import OperatorError, PeerError, ProtocolError
 from mirror.core.generation import Action, Kind, Outcome, Standing
-from mirror.core.limits import CONTROL_BYTES_MAX, MAP_EXTENTS_SENT_MAX
+from mirror.core.limits import MAP_EXTENTS_SENT_MAX
 from mirror.core.states import DiskState, Role
-from mirror.core.wire import MessageType
+from mirror.core.wire import MessageType, decode_object
 from mirror.link import Stream
 from mirror.replica import Replica
 
@@ -26,6 +26,8 @@ SOURCE = (Action.SOURCE_BITMAP, Action.SOURCE_FULL)
 TARGET = (Action.TARGET_BITMAP, Action.TARGET_FULL)
 # In place of a rule: the side that answers stays apart by its operator's word.
 DISCONNECTED = "disconnected"
+# How an error names what was said.
+MESSAGE = "a handshake message"
 
 
 class Wait(PeerError):
@@ -68,7 +70,7 @@ class Conversation:
 
     def hear_hello(self) -> tuple[Standing, dict[str, Any], str]:
         header, payload = self.stream.receive()
-        message = _parse(payload)
+        message = decode_object(payload, MESSAGE)
         if header.type is MessageType.REFUSED:
             raise Wait(str(message.get("reason")))
         if header.type is not MessageType.HELLO_REPLY:
@@ -80,7 +82,7 @@ class Conversation:
 
     def hear(self, step: str) -> dict[str, Any]:
         header, payload = self.stream.receive()
-        message = _parse(payload)
+        message = decode_object(payload, MESSAGE)
         if header.type is MessageType.REFUSED:
             raise Wait(str(message.get("reason")))
         if header.type is not MessageType.CONTROL or message.get("step") != step:
@@ -98,24 +100,12 @@ class Conversation:
 
 def parse_hello(payload: bytes) -> tuple[Standing, dict[str, Any], int]:
     """The first message of a dialler: its standing, its features, the session's number."""
-    message = _parse(memoryview(payload))
+    message = decode_object(payload, MESSAGE)
     return decode_standing(message.get("standing")), _features(message), _number(message.get("session"))
 
 
 def generation_in(message: dict[str, Any]) -> int:
     return _number(message.get("resync_generation"))
-
-
-def _parse(payload: memoryview) -> dict[str, Any]:
-    if len(payload) > CONTROL_BYTES_MAX:
-        raise ProtocolError(f"a handshake message of {len(payload)} bytes")
-    try:
-        message = json.loads(bytes(payload))
-    except (ValueError, RecursionError) as error:
-        raise ProtocolError(f"a handshake message that is not JSON: {error}") from error
-    if not isinstance(message, dict):
-        raise ProtocolError("a handshake message that is not an object")
-    return message
 
 
 def _features(message: dict[str, Any]) -> dict[str, Any]:

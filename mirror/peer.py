@@ -269,7 +269,8 @@ class Peer:
                 self.outcome = generation.decide(mine, theirs)
                 self.decided = True
             raise Wait("the peer was disconnected by its operator")
-        outcome = self._decide(mine, theirs)
+        outcome = generation.decide(mine, theirs)
+        self._obey(outcome, theirs)
         handshake.check_same(outcome, rule)
         handshake.check_protocols(self._features(), features)
         resync_generation = self._runtime.random_number()
@@ -363,7 +364,7 @@ class Peer:
         # The answer goes out whatever the outcome: the other side decides by the same table.
         outcome = generation.decide(mine, theirs)
         talk.hello_back(mine, self._features(), outcome.rule)
-        self._decide(mine, theirs)
+        self._obey(outcome, theirs)
         handshake.check_protocols(self._features(), features)
         request = talk.hear("prepare")
         plan = Plan(outcome, mine, theirs, handshake.generation_in(request))
@@ -399,8 +400,8 @@ class Peer:
         session.peer_can_fast_zero = bool(features.get("can_fast_zero"))
         return session
 
-    def _decide(self, mine: Standing, theirs: Standing) -> Outcome:
-        outcome = generation.decide(mine, theirs)
+    def _obey(self, outcome: Outcome, theirs: Standing) -> None:
+        """Remember what the table said; raises when that is no session."""
         with self.changed:
             self.outcome = outcome
             self.seen = theirs
@@ -410,7 +411,6 @@ class Peer:
             raise Wait(outcome.reason)
         if outcome.action in (Action.REFUSE, Action.SPLIT_BRAIN):
             raise Refusal(outcome)
-        return outcome
 
     def _attach(self, session: Session, plan: Plan, before_threads: Callable[[], None] | None = None) -> None:
         """Put the session in place between two requests of the volume, if all that it rests on still holds."""

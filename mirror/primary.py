@@ -14,9 +14,8 @@ send it to the peer and write it locally at the same time, wait for both, answer
 import enum
 import errno
 import logging
-from collections.abc import Callable
-from typing import Any
 
+from mirror.change import Change
 from mirror.core.errors import ConnectionCut, DeviceError, LinkLost, MirrorError, NotPrimary, PeerError, ProtocolError
 from mirror.core.limits import BLOCK_BYTES, PIECE_BYTES_MAX, READ_ERRORS_MAX
 from mirror.core.range_lock import RangeLock, Ticket
@@ -75,7 +74,7 @@ class Primary:
         """Write `data` at `offset` on both replicas; with `fua` it is stable on both when this returns."""
         started = self.trace.start()
         flags = Flag.FUA if fua else 0
-        self._change(MessageType.WRITE, flags, offset, len(data), data, self._store.write, (data, offset, fua))
+        self._change(Change(MessageType.WRITE, flags, offset, len(data), data, self._store.write, (data, offset, fua)))
         self.trace.write(started, len(data))
 
     def zero(self, offset: int, length: int, may_trim: bool, fast: bool, fua: bool) -> None:
@@ -85,13 +84,14 @@ class Primary:
             raise MirrorError("this volume can't zero faster than by writing zeroes", errno=errno.EOPNOTSUPP)
         flags = (Flag.FUA if fua else 0) | (Flag.MAY_TRIM if may_trim else 0)
         for at, size in _pieces(offset, length):
-            self._change(MessageType.ZERO, flags, at, size, b"", self._store.zero, (at, size, may_trim, fua))
+            self._change(Change(MessageType.ZERO, flags, at, size, b"", self._store.zero, (at, size, may_trim, fua)))
         self.trace.zeroed(length)
 
     def trim(self, offset: int, length: int, fua: bool) -> None:
         """Give the range's space back on both replicas; it reads as zeroes, so that both stay equal."""
+        flags = Flag.FUA if fua else 0
         for at, size in _pieces(offset, length):
-            self._change(MessageType.TRIM, Flag.FUA if fua else 0, at, size, b"", self._store.trim, (at, size, fua))
+            self._change(Change(MessageType.TRIM, flags, at, size, b"", self._store.trim, (at, size, fua)))
         self.trace.trimmed(length)
 
     def flush(self) -> None:
@@ -127,29 +127,20 @@ class Primary:
 
     # The life of a change
 
-    def _change(
-        self,
-        kind: MessageType,
-        flags: int,
-        offset: int,
-        length: int,
-        payload: memoryview | bytes,
-        apply: Callable[..., None],
-        arguments: tuple[Any, ...],
-    ) -> None:
+    def _change(self, change: Change) -> None:
         if not self.replica.tracked:
-            self._change_untracked(apply, arguments)
+            self._change_untracked(change)
             return
-        ticket, first, last = self._begin(offset, length)
+        ticket, first, last = self._begin(change.offset, change.length)
         session = self.session
         unlock = True
         try:
             if session is None:
-                self._change_alone(offset, length, apply, arguments)
-            elif self._deferred.takes(flags):
-                unlock = self._deferred.change(session, ticket, kind, flags, offset, length, payload, apply, arguments)
+                self._change_alone(change)
+            elif self._deferred.takes(change.flags):
+                unlock = self._deferred.change(session, ticket, change)
             else:
-                self.change_both(session, kind, flags, offset, length, payload, apply, arguments)
+                self.change_both(session, change)
         finally:
             if unlock:
                 self.unlock(ticket, first, last)
@@ -210,43 +201,27 @@ class Primary:
             if self._ranges.unlock(ticket) or self._log_writer.waits_for_release:
                 self._changed.notify_all()
 
-    def _change_untracked(self, apply: Callable[..., None], arguments: tuple[Any, ...]) -> None:
+    def _change_untracked(self, change: Change) -> None:
         self._enter()
         try:
-            apply(*arguments)
-        except DeviceError as error:
-            if error.errno not in FULL:
-                self.disk_failed(error)
-            raise
+            self._apply_alone(change)
         finally:
-            self.flushes.needed = True
             self._leave()
 
-    def change_both(
-        self,
-        session: Session,
-        kind: MessageType,
-        flags: int,
-        offset: int,
-        length: int,
-        payload: memoryview | bytes,
-        apply: Callable[..., None],
-        arguments: tuple[Any, ...],
-    ) -> None:
+    def _apply_alone(self, change: Change) -> None:
+        """Apply what the peer is not sent."""
+        error = change.apply_here()
+        # Not before: a round that began in between would not cover it, and the next flush be elided.
+        self.flushes.needed = True
+        if error is not None:
+            if error.errno not in FULL:
+                self.disk_failed(error)
+            raise error
+
+    def change_both(self, session: Session, change: Change) -> None:
         """Protocol C: both replicas have it before it is answered."""
-        stream = None
-        error: DeviceError | None = None
-        try:
-            stream = session.borrow()
-            stream.send(kind, flags, offset, length, payload)
-        except LinkLost as lost:
-            stream = None
-            session.end(lost.message)
-        if not self.peer_only:
-            try:
-                apply(*arguments)
-            except DeviceError as caught:
-                error = caught
+        stream = change.ask_peer(session)
+        error = None if self.peer_only else change.apply_here()
         peer_has_it = False
         if stream is not None:
             try:
@@ -261,7 +236,7 @@ class Primary:
                 session.end(lost.message)
         if not peer_has_it:
             self.detach(session)
-        self.settle(session, offset, length, peer_has_it, error)
+        self.settle(session, change.offset, change.length, peer_has_it, error)
 
     def settle(self, session: Session, offset: int, length: int, peer_has_it: bool, error: DeviceError | None) -> None:
         """Do what must be done before a change is answered; raises when the answer is an error."""
@@ -300,20 +275,12 @@ class Primary:
             if header.code:
                 raise PeerError(f"the peer answered {describe_errno(header.code)}")
 
-    def _change_alone(self, offset: int, length: int, apply: Callable[..., None], arguments: tuple[Any, ...]) -> None:
+    def _change_alone(self, change: Change) -> None:
         with self._books:
-            self.replica.dirty.mark(offset, length)
+            self.replica.dirty.mark(change.offset, change.length)
         if self.replica.failed:
             raise self._no_disk()
-        try:
-            apply(*arguments)
-        except DeviceError as error:
-            if error.errno not in FULL:
-                self.disk_failed(error)
-            raise
-        finally:
-            # Not before: a round that began in between would not cover it, and the next flush be elided.
-            self.flushes.needed = True
+        self._apply_alone(change)
         self.record_alone()
 
     def record_alone(self) -> None:

@@ -15,7 +15,7 @@ from mirror.core.dirty_map import DirtyMap
 from mirror.core.errors import DeviceError
 from mirror.core.layout import Superblock
 from mirror.core.limits import EXTENT_BYTES, EXTENTS_PER_PAGE
-from mirror.core.states import DiskState, Role
+from mirror.core.states import LEFT_BEHIND, DiskState, Role
 from mirror.runtime import Runtime
 from mirror.store import Store
 
@@ -86,7 +86,7 @@ class Replica:
         self.store.write_superblock(layout.encode_superblock(numbered))
         self.superblock = numbered
 
-    def move_on(self, peer_disk: DiskState, lost_at: float | None = None, current: int = 0) -> None:
+    def move_on(self, peer_disk: DiskState, current: int = 0) -> None:
         """Begin a history of our own, durably (invariant record-before-ack-alone)."""
         with self._superblock_lock:
             known = self.superblock
@@ -98,7 +98,7 @@ class Replica:
                     base=moved.base,
                     history=moved.history,
                     peer_disk=peer_disk,
-                    redundancy_lost_at=known.redundancy_lost_at or lost_at or self.runtime.wall_time_s(),
+                    redundancy_lost_at=known.redundancy_lost_at or self.runtime.wall_time_s(),
                 )
             )
 
@@ -169,8 +169,7 @@ def state_at_rest(superblock: Superblock, tracked: bool) -> DiskState:
     """The disk state of a replica that is neither primary nor connected, served or not."""
     if superblock.disk is not DiskState.UP_TO_DATE or not tracked or not superblock.met_peer:
         return superblock.disk
-    left_behind = (DiskState.OUTDATED, DiskState.INCONSISTENT, DiskState.FAILED)
-    return DiskState.UP_TO_DATE if superblock.peer_disk in left_behind else DiskState.CONSISTENT
+    return DiskState.UP_TO_DATE if superblock.peer_disk in LEFT_BEHIND else DiskState.CONSISTENT
 
 
 def extents_of(offset: int, length: int) -> tuple[int, int]:

@@ -17,7 +17,7 @@ from typing import Any
 from mirror.core.errors import LinkLost, MirrorError, OperatorError, PeerError, ProtocolError
 from mirror.core.generation import Outcome, Standing
 from mirror.core.limits import CONTROL_BYTES_MAX, DATA_STREAMS, REQUEST_BYTES_MAX, SYNC_STREAMS
-from mirror.core.wire import MessageType
+from mirror.core.wire import MessageType, decode_object
 from mirror.link import Stream
 from mirror.runtime import Runtime
 
@@ -212,7 +212,7 @@ class Session:
                 if header.type == MessageType.HEARTBEAT:
                     self._check_heartbeat(bytes(payload))
                 elif header.type == MessageType.CONTROL:
-                    self._dispatch(_parse_control(payload), handle)
+                    self._dispatch(decode_object(payload, "a control message"), handle)
                 else:
                     raise ProtocolError(f"a {header.type.name} message on the control stream")
         except (LinkLost, ProtocolError) as error:
@@ -281,15 +281,3 @@ class Session:
                     self.end(f"a request was not carried out within {disk_timeout_s:g} s (disk_timeout_s)")
         except (LinkLost, ProtocolError) as error:
             self.end(error.message)
-
-
-def _parse_control(payload: memoryview) -> dict[str, Any]:
-    if len(payload) > CONTROL_BYTES_MAX:
-        raise ProtocolError(f"a control message of {len(payload)} bytes")
-    try:
-        message = json.loads(bytes(payload))
-    except (ValueError, RecursionError) as error:
-        raise ProtocolError(f"a control message that is not JSON: {error}") from error
-    if not isinstance(message, dict):
-        raise ProtocolError("a control message that is not an object")
-    return message

@@ -201,9 +201,8 @@ class Volume:
         return None
 
     def _start_without_peer(self, peer: Peer, resume: bool) -> OperatorError | None:
-        left_behind = (DiskState.OUTDATED, DiskState.INCONSISTENT, DiskState.FAILED)
         if peer.seen is None:
-            if resume and self._replica.superblock.peer_disk not in left_behind:
+            if resume and self._replica.superblock.peer_disk not in states.LEFT_BEHIND:
                 return OperatorError(
                     "the peer does not answer, so nobody knows whether it moved on",
                     remedy="`nbdmirror promote` if the peer is not primary",

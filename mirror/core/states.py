@@ -38,6 +38,10 @@ class DiskState(enum.Enum):
     FAILED = "Failed"
 
 
+# A peer of which this is known can't be the newer one, unless somebody forced it.
+LEFT_BEHIND = frozenset({DiskState.OUTDATED, DiskState.INCONSISTENT, DiskState.FAILED})
+
+
 class ConnectionState(enum.Enum):
     """How far a replica is with its peer."""
 

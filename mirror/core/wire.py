@@ -26,13 +26,14 @@ could be believed before the last byte has come).
 """
 
 import enum
+import json
 import struct
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import crc32c as checksums
 
 from mirror.core.errors import ProtocolError
-from mirror.core.limits import COMMAND_BYTES_MAX, FRAME_BYTES_MAX, HEADER_BYTES
+from mirror.core.limits import COMMAND_BYTES_MAX, CONTROL_BYTES_MAX, FRAME_BYTES_MAX, HEADER_BYTES
 
 # -- ZMTP -------------------------------------------------------------------------------------------------------------
 
@@ -290,6 +291,19 @@ def decode_header(raw: bytes | memoryview) -> Header:
     if magic != _MAGIC or version != VERSION or known is None or checksum != _crc(raw[:-4]):
         raise _bad_header(raw)
     return _new_header(Header, (known, *rest))
+
+
+def decode_object(payload: bytes | memoryview, what: str) -> dict[str, Any]:
+    """The JSON object that a control or handshake message carries. Raises ProtocolError for anything else."""
+    if len(payload) > CONTROL_BYTES_MAX:
+        raise ProtocolError(f"{what} of {len(payload)} bytes")
+    try:
+        message = json.loads(bytes(payload))
+    except (ValueError, RecursionError) as error:
+        raise ProtocolError(f"{what} that is not JSON: {error}") from error
+    if not isinstance(message, dict):
+        raise ProtocolError(f"{what} that is not an object")
+    return message
 
 
 def _bad_header(raw: bytes) -> ProtocolError:

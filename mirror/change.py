@@ -1,0 +1,42 @@
+"""One change of the volume on its way: what the peer is sent, and how this side applies it.
+
+A write, a zero and a trim differ in nothing else, so every protocol takes the same object.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from mirror.core.errors import DeviceError, LinkLost
+from mirror.core.wire import MessageType
+from mirror.link import Stream
+from mirror.session import Session
+
+
+class Change(NamedTuple):
+    """`apply(*arguments)` carries it out here. The payload is the client's buffer, valid until the answer."""
+
+    kind: MessageType
+    flags: int
+    offset: int
+    length: int
+    payload: memoryview | bytes
+    apply: Callable[..., None]
+    arguments: tuple[Any, ...]
+
+    def ask_peer(self, session: Session, flags: int = 0) -> Stream | None:
+        """Send it; the answer comes on the stream returned. None when the link is lost: the session has ended then."""
+        try:
+            stream = session.borrow()
+            stream.send(self.kind, self.flags | flags, self.offset, self.length, self.payload)
+        except LinkLost as lost:
+            session.end(lost.message)
+            return None
+        return stream
+
+    def apply_here(self) -> DeviceError | None:
+        """What the own disk said to it, if it refused."""
+        try:
+            self.apply(*self.arguments)
+        except DeviceError as error:
+            return error
+        return None
