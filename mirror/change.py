@@ -13,7 +13,11 @@ from mirror.session import Session
 
 
 class Change(NamedTuple):
-    """`apply(*arguments)` carries it out here. The payload is the client's buffer, valid until the answer."""
+    """`apply(*arguments)` carries it out here. The payload is the client's buffer, valid until the answer.
+
+    `payload_crc` was taken when the client's request came in: whatever happens to the payload from then on, in this
+    process or on the way, the peer sees it before it writes.
+    """
 
     kind: MessageType
     flags: int
@@ -22,12 +26,15 @@ class Change(NamedTuple):
     payload: memoryview | bytes
     apply: Callable[..., None]
     arguments: tuple[Any, ...]
+    payload_crc: int = 0
 
     def ask_peer(self, session: Session, flags: int = 0) -> Stream | None:
         """Send it; the answer comes on the stream returned. None when the link is lost: the session has ended then."""
         try:
             stream = session.borrow()
-            stream.send(self.kind, self.flags | flags, self.offset, self.length, self.payload)
+            stream.send(
+                self.kind, self.flags | flags, self.offset, self.length, self.payload, payload_crc=self.payload_crc
+            )
         except LinkLost as lost:
             session.end(lost.message)
             return None

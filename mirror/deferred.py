@@ -41,6 +41,7 @@ class Pending:
     offset: int
     length: int
     payload: bytes
+    payload_crc: int
 
 
 class Deferred:
@@ -90,7 +91,9 @@ class Deferred:
 
     def _register(self, ticket: Ticket, change: Change, payload: bytes) -> Pending:
         """Note what is answered from now on; the client's buffer itself is not kept."""
-        pending = Pending(self._next, ticket, change.kind, change.flags, change.offset, change.length, payload)
+        pending = Pending(
+            self._next, ticket, change.kind, change.flags, change.offset, change.length, payload, change.payload_crc
+        )
         self._next += 1
         self._pending[pending.number] = pending
         ticket.answered = True
@@ -107,9 +110,16 @@ class Deferred:
             try:
                 stream = session.borrow()
                 for pending in batch:
-                    stream.send(pending.kind, pending.flags, pending.offset, pending.length, pending.payload)
+                    stream.send(
+                        pending.kind,
+                        pending.flags,
+                        pending.offset,
+                        pending.length,
+                        pending.payload,
+                        payload_crc=pending.payload_crc,
+                    )
                 for pending in batch:
-                    header, _ = stream.receive()
+                    header, _ = stream.receive_answer()
                     if header.code:
                         session.disk_trouble = True
                         raise PeerError(f"the peer could not carry out a write (errno {header.code})")
@@ -128,10 +138,12 @@ class Deferred:
         if stream is not None:
             try:
                 header, _ = stream.receive()
+                if header.type not in (MessageType.RECEIVED, MessageType.ANSWER):
+                    raise ProtocolError(f"a {header.type.name} message where an answer was due")
                 if error is not None or header.type == MessageType.ANSWER or stream.buffered:
                     # Applied already (its answer is here, where no poller sees it), or our own error is to be settled.
                     if header.type == MessageType.RECEIVED:
-                        header, _ = stream.receive()
+                        header, _ = stream.receive_answer()
                     peer_has_it = header.code == 0
                     session.give_back(stream)
                 else:
@@ -164,7 +176,7 @@ class Deferred:
             while ready := poller.wait():
                 for stream in ready:
                     try:
-                        header, _ = stream.receive()
+                        header, _ = stream.receive_answer()
                         if header.code:
                             session.disk_trouble = True
                             raise PeerError(f"the peer could not carry out a write (errno {header.code})")

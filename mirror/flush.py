@@ -114,7 +114,7 @@ class FlushRounds:
         try:
             if stream is None:
                 raise LinkLost(session.reason)
-            header, _ = stream.receive()
+            header, _ = stream.receive_answer()
             if header.code == 0:
                 session.give_back(stream)
                 return True

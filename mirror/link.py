@@ -19,7 +19,7 @@ from types import TracebackType
 
 from mirror.core import wire
 from mirror.core.errors import LinkLost, OperatorError, ProtocolError
-from mirror.core.limits import CONTROL_BYTES_MAX
+from mirror.core.limits import CONTROL_BYTES_MAX, HELLO_BYTES_MAX
 from mirror.core.wire import Header, MessageType
 from mirror.runtime import Runtime, Thread
 
@@ -30,7 +30,7 @@ SOCKET_BUFFER_BYTES = 1024 * 1024
 # A stranger that connects and says nothing is dropped after this time.
 GREETING_TIMEOUT_S = 2.0
 LISTEN_BACKLOG = 64
-# Strangers that are being greeted at one time.
+# Strangers that are being greeted at one time; each may have a buffer and a first message (128 x 96 KiB).
 GREETINGS_MAX = 128
 
 
@@ -64,10 +64,16 @@ class Stream:
         payload: bytes | bytearray | memoryview = b"",
         code: int = 0,
         number: int = 0,
+        payload_crc: int | None = None,
     ) -> None:
-        """Send one message; blocks while the peer's buffers are full. Raises LinkLost."""
+        """Send one message; blocks while the peer's buffers are full. Raises LinkLost.
+
+        `payload_crc` is the checksum that was taken when the payload came into being; without it, it is taken now.
+        """
         self.sent += 1
         size = len(payload)
+        if payload_crc is None:
+            payload_crc = wire.crc32c(payload) if size else 0
         head = wire.encode_message(
             kind,
             flags,
@@ -76,7 +82,7 @@ class Stream:
             offset,
             length,
             size,
-            wire.crc32c(payload) if size else 0,
+            payload_crc,
             code,
             number,
         )
@@ -128,6 +134,13 @@ class Stream:
         payload = self._payload(header.payload_length)
         if header.payload_length and wire.crc32c(payload) != header.payload_crc:
             raise ProtocolError(f"the payload of message {header.sequence} from {self.peer_address} is damaged")
+        return header, payload
+
+    def receive_answer(self) -> tuple[Header, memoryview]:
+        """Wait for the answer to the oldest request; nothing else may come in its place."""
+        header, payload = self.receive()
+        if header.type is not MessageType.ANSWER:
+            raise ProtocolError(f"a {header.type.name} message from {self.peer_address} where an answer was due")
         return header, payload
 
     @property
@@ -258,7 +271,8 @@ class Listener:
         self._runtime = runtime
         self._on_stream = on_stream
         self._on_stranger = on_stranger
-        self._greetings = 0
+        # The oldest first.
+        self._greeting: dict[Stream, None] = {}
         self._lock = runtime.lock()
         host, port = address
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
@@ -288,21 +302,25 @@ class Listener:
                 connection, address = self._socket.accept()
             except OSError:
                 return  # closed
+            stream = Stream(connection, f"{address[0]}:{address[1]}")
             with self._lock:
-                room = self._greetings < GREETINGS_MAX
-                self._greetings += room
-            if not room:
-                connection.close()
-                continue
-            self._runtime.spawn("greeting", self._greet, connection, f"{address[0]}:{address[1]}")
+                if len(self._greeting) >= GREETINGS_MAX:
+                    # Whoever has taken longest goes: one that dribbles bytes must not keep the right peer out.
+                    oldest = next(iter(self._greeting))
+                    del self._greeting[oldest]
+                    oldest.shutdown()
+                self._greeting[stream] = None
+            self._runtime.spawn("greeting", self._greet, connection, stream)
 
-    def _greet(self, connection: socket.socket, address: str) -> None:
-        stream = Stream(connection, address)
+    def _greet(self, connection: socket.socket, stream: Stream) -> None:
+        address = stream.peer_address
         try:
             _tune(connection)
             stream.greet()
             stream.set_timeout(GREETING_TIMEOUT_S)
+            stream.payload_bytes_max = HELLO_BYTES_MAX
             header, payload = stream.receive()
+            stream.payload_bytes_max = CONTROL_BYTES_MAX
             stream.set_timeout(None)
         except LinkLost:
             stream.close()  # it left before it said anything
@@ -313,7 +331,7 @@ class Listener:
             return
         finally:
             with self._lock:
-                self._greetings -= 1
+                self._greeting.pop(stream, None)
         self._on_stream(stream, header, bytes(payload))
 
 

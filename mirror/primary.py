@@ -20,7 +20,7 @@ from mirror.core.errors import ConnectionCut, DeviceError, LinkLost, MirrorError
 from mirror.core.limits import BLOCK_BYTES, PIECE_BYTES_MAX, READ_ERRORS_MAX
 from mirror.core.range_lock import RangeLock, Ticket
 from mirror.core.states import DiskState, Role
-from mirror.core.wire import Flag, MessageType
+from mirror.core.wire import Flag, MessageType, crc32c
 from mirror.deferred import Deferred
 from mirror.flush import FlushRounds
 from mirror.log_writer import LogWriter
@@ -74,7 +74,11 @@ class Primary:
         """Write `data` at `offset` on both replicas; with `fua` it is stable on both when this returns."""
         started = self.trace.start()
         flags = Flag.FUA if fua else 0
-        self._change(Change(MessageType.WRITE, flags, offset, len(data), data, self._store.write, (data, offset, fua)))
+        # Taken here once and for all: the peer checks it before it writes, however the data got there.
+        crc = crc32c(data) if self.replica.tracked else 0
+        self._change(
+            Change(MessageType.WRITE, flags, offset, len(data), data, self._store.write, (data, offset, fua), crc)
+        )
         self.trace.write(started, len(data))
 
     def zero(self, offset: int, length: int, may_trim: bool, fast: bool, fua: bool) -> None:
@@ -225,7 +229,7 @@ class Primary:
         peer_has_it = False
         if stream is not None:
             try:
-                header, _ = stream.receive()
+                header, _ = stream.receive_answer()
                 if header.code == 0:
                     peer_has_it = True
                     session.give_back(stream)
@@ -270,7 +274,7 @@ class Primary:
             content = self._store.read(size, at)
             stream = session.borrow()
             stream.send(MessageType.WRITE, 0, at, size, content)
-            header, _ = stream.receive()
+            header, _ = stream.receive_answer()
             session.give_back(stream)
             if header.code:
                 raise PeerError(f"the peer answered {describe_errno(header.code)}")
@@ -323,7 +327,7 @@ class Primary:
         try:
             stream = session.borrow()
             stream.send(MessageType.READ, 0, offset, len(buffer))
-            header, payload = stream.receive()
+            header, payload = stream.receive_answer()
         except (LinkLost, ProtocolError) as error:
             session.end(error.message)
             self.detach(session)

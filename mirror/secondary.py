@@ -17,9 +17,9 @@ import lz4.block
 
 from mirror.core import resync
 from mirror.core.errors import DeviceError, LinkLost, ProtocolError
-from mirror.core.limits import REQUEST_BYTES_MAX
+from mirror.core.limits import BLOCK_BYTES, REQUEST_BYTES_MAX
 from mirror.core.states import DiskState
-from mirror.core.wire import Flag, Header, MessageType
+from mirror.core.wire import Flag, Header, MessageType, crc32c
 from mirror.link import Poller, Stream
 from mirror.primary import FULL
 from mirror.replica import Replica
@@ -42,6 +42,8 @@ class Receiver:
         self._poller = Poller()
         self._lock = replica.runtime.condition()
         self._queue: deque[tuple[Stream, Header, memoryview]] = deque()
+        # Streams whose request waits for a worker or is with one.
+        self._busy: set[Stream] = set()
         self._ended = False
         self._threads: list[Thread] = [
             replica.runtime.spawn(f"{name}-{i}", self._work) for i in range(min(WORKERS, len(streams)))
@@ -72,12 +74,16 @@ class Receiver:
     def _receive(self, stream: Stream, alone: bool) -> None:
         while True:
             header, payload = stream.receive()
+            if stream in self._busy:
+                raise ProtocolError("a request behind one that was to be awaited")
             self._check(header, payload)
             if header.flags & Flag.ACK_RECEIVED:
                 stream.send(MessageType.RECEIVED)
             if _waits_for_disk(header, alone):
                 with self._lock:
-                    self._queue.append((stream, header, payload))
+                    self._busy.add(stream)
+                    # A copy: another message on this stream would end the session, and overwrite the payload first.
+                    self._queue.append((stream, header, memoryview(bytes(payload))))
                     self._lock.notify_all()
                 if stream.buffered:
                     raise ProtocolError("a request behind one that was to be awaited")
@@ -105,6 +111,8 @@ class Receiver:
             raise ProtocolError(f"a request for {header.length} bytes at {header.offset}, outside the volume")
         if header.type == MessageType.WRITE and not header.flags & Flag.LZ4 and len(payload) != header.length:
             raise ProtocolError(f"a write of {header.length} bytes with {len(payload)} bytes of data")
+        if header.type == MessageType.SUMS and (header.offset | header.length) % BLOCK_BYTES:
+            raise ProtocolError(f"a request for digests of {header.length} bytes at {header.offset}, no whole blocks")
 
     def _answer(self, stream: Stream, header: Header, payload: memoryview) -> None:
         if self._session.ended:
@@ -117,6 +125,7 @@ class Receiver:
             code = error.errno
             if header.type in (MessageType.WRITE, MessageType.ZERO, MessageType.TRIM, MessageType.FLUSH):
                 self._disk_error(error)
+        self._busy.discard(stream)
         stream.send(MessageType.ANSWER, payload=answer, code=code)
 
     def _disk_error(self, error: DeviceError) -> None:
@@ -148,6 +157,8 @@ def _write(replica: Replica, header: Header, payload: memoryview) -> bytes:
             raise ProtocolError(f"compressed data that can't be read: {error}") from error
         if len(data) != header.length:
             raise ProtocolError(f"compressed data of {len(data)} bytes for {header.length}")
+        if crc32c(data) != header.number:
+            raise ProtocolError(f"the data of message {header.sequence} is damaged once it is decompressed")
     replica.store.write(data, header.offset, bool(header.flags & Flag.FUA))
     return b""
 

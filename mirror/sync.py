@@ -14,10 +14,10 @@ from typing import Any
 import lz4.block
 
 from mirror.core import resync
-from mirror.core.errors import LinkLost, MirrorError, PeerError, ProtocolError
+from mirror.core.errors import LinkLost, MirrorError, PeerError
 from mirror.core.limits import RESYNC_CHUNK_BYTES, RESYNC_STABLE_BYTES, SYNC_STREAMS
 from mirror.core.resync import Action, Compression, Progress
-from mirror.core.wire import Flag, MessageType
+from mirror.core.wire import Flag, MessageType, crc32c
 from mirror.link import Stream
 from mirror.primary import Primary, describe_errno
 from mirror.replica import Replica
@@ -128,8 +128,11 @@ class SyncSource:
             packed = lz4.block.compress(content, store_size=False)
             packed_s = self._runtime.now_s()
             smaller = len(packed) < length
-            flags = Flag.RESYNC | (Flag.LZ4 if smaller else 0)
-            self._ask(stream, MessageType.WRITE, offset, length, packed if smaller else content, flags)
+            if smaller:
+                # The message's own checksum covers what travels; this one what is written.
+                self._ask(stream, MessageType.WRITE, offset, length, packed, Flag.RESYNC | Flag.LZ4, crc32c(content))
+            else:
+                self._ask(stream, MessageType.WRITE, offset, length, content, Flag.RESYNC)
             self._compression.packed(length, len(packed), packed_s - started_s, self._runtime.now_s() - packed_s)
         else:
             started_s = self._runtime.now_s()
@@ -144,11 +147,10 @@ class SyncSource:
         length: int,
         payload: bytes | memoryview = b"",
         flags: int = Flag.RESYNC,
+        number: int = 0,
     ) -> memoryview:
-        stream.send(kind, flags, offset, length, payload)
-        header, answer = stream.receive()
-        if header.type is not MessageType.ANSWER:
-            raise ProtocolError(f"a {header.type.name} message where an answer was due")
+        stream.send(kind, flags, offset, length, payload, number=number)
+        header, answer = stream.receive_answer()
         if header.code:
             raise PeerError(f"the peer's disk answered {describe_errno(header.code)}")
         return answer

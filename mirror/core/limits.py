@@ -66,6 +66,11 @@ IN_FLIGHT_BYTES_MAX = 32 * MIB
 # A control message is a few hundred bytes of JSON, the list of dirty extents of a large volume the exception.
 CONTROL_BYTES_MAX = 8 * MIB
 
+# The first message on a connection: a handshake's is about 2 KiB. A stranger gets no more memory than that.
+HELLO_BYTES_MAX = 32 * KIB
+# What the peer says to people (a reason, a remedy) goes into logs and the status as far as this.
+WORDS_CHARACTERS_MAX = 1000
+
 # Path of a unix socket: sockaddr_un holds 108 bytes with the closing zero.
 UNIX_PATH_BYTES_MAX = 107
 

@@ -1,5 +1,6 @@
 """The link against itself and against a real libzmq socket: the same messages, whole, in pieces and damaged."""
 
+import contextlib
 import queue
 import socket
 import threading
@@ -9,8 +10,10 @@ from contextlib import contextmanager
 import pytest
 import zmq
 
+from mirror import link
 from mirror.core import wire
 from mirror.core.errors import LinkLost, ProtocolError
+from mirror.core.limits import HELLO_BYTES_MAX
 from mirror.core.wire import Header, MessageType
 from mirror.link import Listener, Poller, Stream, dial
 from mirror.runtime import Runtime
@@ -150,6 +153,33 @@ def test_a_stranger_is_turned_away_and_named(garbage: bytes) -> None:
         near.close()
 
 
+def test_a_strangers_first_message_is_bounded() -> None:
+    with listening() as (address, streams, strangers):
+        near = dial(address, TIMEOUT_S)
+        near._socket.sendall(wire.outgoing_prefix(wire.HEADER_BYTES + HELLO_BYTES_MAX + 1))
+        assert "bytes" in strangers.get(timeout=TIMEOUT_S)
+        near.close()
+        near = dial(address, TIMEOUT_S)
+        near.send(MessageType.HELLO, payload=bytes(HELLO_BYTES_MAX))
+        streams.get(timeout=TIMEOUT_S)[0].close()
+        near.close()
+
+
+def test_of_many_strangers_the_one_that_takes_longest_makes_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(link, "GREETINGS_MAX", 3)
+    with listening() as (address, streams, _), contextlib.ExitStack() as held:
+        strangers = []
+        for _ in range(5):
+            stranger = held.enter_context(socket.create_connection(address, timeout=TIMEOUT_S))
+            assert stranger.recv(64), "greeted"
+            strangers.append(stranger)
+        near = dial(address, TIMEOUT_S)
+        near.send(MessageType.HELLO)
+        streams.get(timeout=TIMEOUT_S)[0].close()
+        near.close()
+        assert strangers[0].recv(64) == b"", "hung up on"
+
+
 @pytest.fixture
 def context() -> Iterator[zmq.Context[zmq.Socket[bytes]]]:
     context = zmq.Context()
@@ -168,9 +198,12 @@ def test_libzmq_dials_and_both_sides_talk(context: zmq.Context[zmq.Socket[bytes]
     payload = b"\xa5" * size
     with listening() as (address, streams, _), context.socket(zmq.DEALER) as peer:
         peer.connect(f"tcp://{address[0]}:{address[1]}")
-        peer.send(_body(_frame(1, payload=payload)))
-        stream, header, received = streams.get(timeout=TIMEOUT_S)
-        assert (header.type, received) == (MessageType.WRITE, payload)
+        peer.send(_body(_frame(1)))
+        stream = streams.get(timeout=TIMEOUT_S)[0]
+        stream.set_timeout(TIMEOUT_S)
+        peer.send(_body(_frame(2, payload=payload)))
+        header, received = stream.receive()
+        assert (header.type, bytes(received)) == (MessageType.WRITE, payload)
         stream.send(MessageType.ANSWER, payload=payload)
         assert peer.poll(TIMEOUT_S * 1000)
         answer = peer.recv()

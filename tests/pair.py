@@ -1,0 +1,100 @@
+"""Two replicas of one volume in this process, on real files and a real loopback, without nbdkit.
+
+For tests that must reach into a live session (a bit flipped in a queue), or that record what two replicas say.
+"""
+
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from cli.create import Wish, make_replica
+from mirror.core.states import ConnectionState, DiskState, Role
+from mirror.peer import Peer
+from mirror.runtime import Runtime
+from mirror.session import Session
+from nbd_server.config import Address, Config
+from nbd_server.volume import StartOptions, Volume
+
+PATIENCE_S = 20.0
+SIZE_BYTES = 8 << 20
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def peer_of(volume: Volume) -> Peer:
+    assert volume._peer is not None
+    return volume._peer
+
+
+def session_of(volume: Volume) -> Session:
+    session = peer_of(volume).session
+    assert session is not None
+    return session
+
+
+def wait_in_step(volume: Volume) -> None:
+    """Until there is a session, and both copies are known to be good."""
+    peer = peer_of(volume)
+
+    def in_step() -> bool:
+        session = peer.session
+        return (
+            session is not None
+            and not session.ended
+            and peer.state is ConnectionState.CONNECTED
+            and session.peer.disk is DiskState.UP_TO_DATE
+            and volume._replica.superblock.disk is DiskState.UP_TO_DATE
+        )
+
+    with peer.changed:
+        assert peer.changed.wait_for(in_step, PATIENCE_S), peer.reason
+
+
+def wait_ended(volume: Volume, session: Session) -> str:
+    """Until this session is over and cleaned up; why it ended."""
+    peer = peer_of(volume)
+    with peer.changed:
+        assert peer.changed.wait_for(lambda: session.ended and peer.session is not session, PATIENCE_S)
+    return session.reason
+
+
+def create(directory: Path, listen: int, peer: int, protocol: Any = "C", size_bytes: int = SIZE_BYTES) -> Config:
+    config = Config("vol", protocol, Address("127.0.0.1", listen), Address("127.0.0.1", peer), wait_for_peer_s=5.0)
+    make_replica(directory, config, Wish(size_bytes, keep_data=False, force=False, join=False))
+    return config
+
+
+def serve(directory: Path, primary: bool = False) -> Volume:
+    volume = Volume.open(directory, StartOptions(primary=primary), Runtime(), lambda: None)
+    volume.start()
+    return volume
+
+
+@contextmanager
+def pair(
+    directory: Path, protocol: str = "C", ports: tuple[int, int, int, int] | None = None
+) -> Iterator[tuple[Volume, Volume]]:
+    """A primary and its secondary, in step. `ports`: where each listens and where each finds the other."""
+    listen_a, listen_b = free_port(), free_port()
+    ports = ports or (listen_a, listen_b, listen_b, listen_a)
+    for name, listen, peer in (("a", ports[0], ports[2]), ("b", ports[1], ports[3])):
+        create(directory / name, listen, peer, protocol)
+    second = serve(directory / "b")
+    try:
+        first = serve(directory / "a", primary=True)
+        try:
+            wait_in_step(first)
+            wait_in_step(second)
+            assert first._replica.role is Role.PRIMARY
+            yield first, second
+        finally:
+            first.stop(5.0)
+    finally:
+        second.stop(5.0)
