@@ -10,15 +10,17 @@ What is said is JSON in CONTROL messages, a step each: HELLO, HELLO_REPLY, prepa
 
 import dataclasses
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from mirror.core import generation
 from mirror.core.errors import OperatorError, PeerError, ProtocolError
 from mirror.core.generation import Action, Kind, Outcome, Standing
-from mirror.core.limits import MAP_EXTENTS_SENT_MAX
+from mirror.core.layout import IDENTIFIER_BYTES, is_name, is_note
+from mirror.core.limits import HISTORY_MAX, MAP_EXTENTS_SENT_MAX
 from mirror.core.states import DiskState, Role
-from mirror.core.wire import MessageType, decode_object
+from mirror.core.wire import SESSION_VERSION, SESSION_VERSION_MIN, MessageType, decode_object, words
 from mirror.link import Stream
 from mirror.replica import Replica
 
@@ -26,6 +28,10 @@ SOURCE = (Action.SOURCE_BITMAP, Action.SOURCE_FULL)
 TARGET = (Action.TARGET_BITMAP, Action.TARGET_FULL)
 # In place of a rule: the side that answers stays apart by its operator's word.
 DISCONNECTED = "disconnected"
+# What either side's first message says of the protocol; no other message of a session is ever read before it.
+VERSIONS = {"version": SESSION_VERSION, "version_min": SESSION_VERSION_MIN}
+# No release will ever count so far; a larger number is damage.
+VERSION_MAX = 65535
 # How an error names what was said.
 MESSAGE = "a handshake message"
 
@@ -61,21 +67,22 @@ class Conversation:
         self.stream = stream
 
     def hello(self, mine: Standing, features: dict[str, Any], number: int) -> None:
-        message = {"standing": encode_standing(mine), "features": features, "session": number}
+        message = {**VERSIONS, "standing": encode_standing(mine), "features": features, "session": number}
         self.stream.send(MessageType.HELLO, payload=json.dumps(message).encode())
 
     def hello_back(self, mine: Standing, features: dict[str, Any], rule: str) -> None:
-        message = {"standing": encode_standing(mine), "features": features, "rule": rule}
+        message = {**VERSIONS, "standing": encode_standing(mine), "features": features, "rule": rule}
         self.stream.send(MessageType.HELLO_REPLY, payload=json.dumps(message).encode())
 
     def hear_hello(self) -> tuple[Standing, dict[str, Any], str]:
         header, payload = self.stream.receive()
         message = decode_object(payload, MESSAGE)
         if header.type is MessageType.REFUSED:
-            raise Wait(str(message.get("reason")))
+            raise Wait(words(message.get("reason")))
         if header.type is not MessageType.HELLO_REPLY:
             raise ProtocolError(f"a {header.type.name} message in answer to HELLO")
-        return decode_standing(message.get("standing")), _features(message), str(message.get("rule"))
+        check_versions(message)
+        return decode_standing(message.get("standing")), _features(message), words(message.get("rule"))
 
     def say(self, step: str, **arguments: Any) -> None:
         self.stream.send(MessageType.CONTROL, payload=json.dumps({"step": step, **arguments}).encode())
@@ -84,7 +91,7 @@ class Conversation:
         header, payload = self.stream.receive()
         message = decode_object(payload, MESSAGE)
         if header.type is MessageType.REFUSED:
-            raise Wait(str(message.get("reason")))
+            raise Wait(words(message.get("reason")))
         if header.type is not MessageType.CONTROL or message.get("step") != step:
             raise ProtocolError(f"a {header.type.name} message where the handshake's step {step!r} was due")
         return message
@@ -101,11 +108,30 @@ class Conversation:
 def parse_hello(payload: bytes) -> tuple[Standing, dict[str, Any], int]:
     """The first message of a dialler: its standing, its features, the session's number."""
     message = decode_object(payload, MESSAGE)
+    check_versions(message)
     return decode_standing(message.get("standing")), _features(message), _number(message.get("session"))
 
 
+def check_versions(message: dict[str, Any]) -> None:
+    """Whether there is a version that both sides speak; before anything else of a first message is believed."""
+    newest, oldest = message.get("version", 1), message.get("version_min", 1)
+    if type(newest) is not int or type(oldest) is not int or not 1 <= oldest <= newest <= VERSION_MAX:
+        raise ProtocolError(f"a handshake of versions {words(oldest)} to {words(newest)}")
+    rule, upgrade = "", ""
+    if newest < SESSION_VERSION_MIN:
+        rule, upgrade = "peer-too-old", "upgrade nbdmirror on the peer's node"
+    elif oldest > SESSION_VERSION:
+        rule, upgrade = "peer-too-new", "upgrade nbdmirror on this node"
+    if rule:
+        reason = (
+            f"the peer speaks versions {oldest} to {newest} of the session protocol, "
+            f"this replica {SESSION_VERSION_MIN} to {SESSION_VERSION}"
+        )
+        raise Refusal(Outcome(rule, Action.REFUSE, reason, upgrade))
+
+
 def generation_in(message: dict[str, Any]) -> int:
-    return _number(message.get("resync_generation"))
+    return _generation(message.get("resync_generation"))
 
 
 def _features(message: dict[str, Any]) -> dict[str, Any]:
@@ -117,8 +143,60 @@ def _features(message: dict[str, Any]) -> dict[str, Any]:
 
 def _number(value: object) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 1 << 64:
-        raise ProtocolError(f"{value!r} where a number of 64 bits was due")
+        raise ProtocolError(f"{words(value)} where a number of 64 bits was due")
     return value
+
+
+def _generation(value: object) -> int:
+    number = _number(value)
+    if not number:
+        raise ProtocolError("0 where a generation was due")
+    return number
+
+
+def _history(value: object) -> tuple[int, ...]:
+    if not isinstance(value, list) or len(value) > HISTORY_MAX:
+        raise ProtocolError("no list of generations where a history was due")
+    return tuple(_generation(one) for one in value)
+
+
+def _identifier(value: object) -> bytes:
+    if not isinstance(value, str) or len(value) != 2 * IDENTIFIER_BYTES:
+        raise ProtocolError(f"{words(value)} where an identifier was due")
+    return bytes.fromhex(value)
+
+
+def _name(value: object) -> str:
+    if not isinstance(value, str) or not is_name(value):
+        raise ProtocolError(f"{words(value)} where a volume's name was due")
+    return value
+
+
+def _flag(value: object) -> bool:
+    if not isinstance(value, bool):
+        raise ProtocolError(f"{words(value)} where true or false was due")
+    return value
+
+
+# Every key of a standing and how it is read. What a newer release adds is passed over; the versions say if that may be.
+_STANDING: dict[str, Callable[[Any], Any]] = {
+    "replica_id": _identifier,
+    "volume_id": _identifier,
+    "name": _name,
+    "size_bytes": _number,
+    "kind": Kind,
+    "role": Role,
+    "disk": DiskState,
+    "current": _number,
+    "base": _number,
+    "history": _history,
+    "crashed_primary": _flag,
+    "kept_memory": _flag,
+    "dirty_blocks": _number,
+    "met_peer": _flag,
+    "discard_my_data": _flag,
+}
+assert list(_STANDING) == [field.name for field in dataclasses.fields(Standing)]
 
 
 def encode_standing(standing: Standing) -> dict[str, Any]:
@@ -132,24 +210,13 @@ def encode_standing(standing: Standing) -> dict[str, Any]:
 
 
 def decode_standing(fields: object) -> Standing:
-    """Raises ProtocolError on anything that `encode_standing` does not write."""
+    """Raises ProtocolError on anything that can't be right."""
     if not isinstance(fields, dict):
         raise ProtocolError("a handshake without a standing")
     try:
-        values = dict(fields)
-        for name in ("replica_id", "volume_id"):
-            values[name] = bytes.fromhex(values[name])
-            if len(values[name]) != 16:
-                raise ValueError(f"{name} of {len(values[name])} bytes")
-        values["kind"] = Kind(values["kind"])
-        values["role"] = Role(values["role"])
-        values["disk"] = DiskState(values["disk"])
-        values["history"] = tuple(_number(value) for value in values["history"])
-        for name in ("size_bytes", "current", "base", "dirty_blocks"):
-            _number(values[name])
-        return Standing(**values)
-    except (KeyError, TypeError, ValueError) as error:
-        raise ProtocolError(f"a standing that can't be read: {error}") from error
+        return Standing(**{name: read(fields[name]) for name, read in _STANDING.items()})
+    except (KeyError, ValueError) as error:
+        raise ProtocolError(f"a standing that can't be read: {words(str(error))}") from error
 
 
 # Deciding
@@ -266,6 +333,8 @@ def _merge(replica: Replica, their_map: object) -> None:
             raise ProtocolError("the target did not say what it changed")
         try:
             for extent, bits in their_map:
+                if type(extent) is not int:
+                    raise ValueError(f"{words(extent)} where an extent was due")
                 merged = int(bits, 16) | replica.dirty.bits(extent)
                 replica.dirty.set_bits(extent, merged)
         except (TypeError, ValueError, IndexError) as error:
@@ -274,16 +343,33 @@ def _merge(replica: Replica, their_map: object) -> None:
 
 def finished_target(message: dict[str, Any]) -> dict[str, Any]:
     """What a target records when the source says that it has everything."""
-    history = message.get("history")
-    if not isinstance(history, list):
-        raise ProtocolError("the end of a resync without a history")
     result = message.get("result")
+    if result is not None and not is_note(result):
+        raise ProtocolError("the end of a resync with a result that can't be kept")
     return {
         "disk": DiskState.UP_TO_DATE,
-        "current": _number(message.get("current")),
-        "history": tuple(_number(value) for value in history),
-        "last_resync": result if isinstance(result, dict) else None,
+        "current": _generation(message.get("current")),
+        "history": _history(message.get("history")),
+        "last_resync": result,
     }
+
+
+def live_state(message: dict[str, Any]) -> dict[str, Any]:
+    """The role and the disk state that the peer says it has now."""
+    try:
+        return {"role": Role(message.get("role")), "disk": DiskState(message.get("disk"))}
+    except ValueError as error:
+        raise ProtocolError(f"a state that can't be read: {words(str(error))}") from error
+
+
+def progress(message: dict[str, Any]) -> dict[str, int | None]:
+    """How far the source says that the resync is; None for what it does not know."""
+    found = {key: message.get(key) for key in ("done_bytes", "total_bytes", "bytes_per_s", "eta_s")}
+    return {key: None if value is None else _number(value) for key, value in found.items()}
+
+
+def new_generation(message: dict[str, Any]) -> int:
+    return _generation(message.get("generation"))
 
 
 def become_only_copy(replica: Replica, new_generation: int) -> None:

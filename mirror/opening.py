@@ -13,6 +13,7 @@ from mirror.core.activity_log import ActivityLog
 from mirror.core.dirty_map import DirtyMap
 from mirror.core.errors import DamagedRecord, OperatorError, UnknownVersion
 from mirror.core.layout import Superblock
+from mirror.core.limits import EXTENTS_PER_PAGE
 from mirror.core.recovery import Dirty, Recovery
 from mirror.replica import FORGOTTEN, Replica
 from mirror.runtime import Runtime
@@ -92,22 +93,21 @@ def read_superblock(store: Store) -> tuple[Superblock, list[str]]:
 def _read_map(store: Store, size_bytes: int) -> tuple[DirtyMap, dict[int, list[int]], list[int]]:
     """The durable dirty map, the pages of it that hold something, and those that can't be read."""
     dirty = DirtyMap(size_bytes)
-    geometry = layout.Geometry(size_bytes)
     durable: dict[int, list[int]] = {}
     damaged = []
     for index, raw in store.read_map():
         try:
             bits = layout.decode_map_page(raw, index)
-        except (DamagedRecord, UnknownVersion) as error:
+            if any(bits):
+                durable[index] = bits
+                for extent, one in enumerate(bits, index * EXTENTS_PER_PAGE):
+                    if one:
+                        dirty.set_bits(extent, one)
+        except (DamagedRecord, UnknownVersion, ValueError) as error:  # ValueError: it names blocks behind the volume
             log.error("page %d of the dirty map: %s", index, error)
             damaged.append(index)
             # Nothing equals this, so the page is written again.
             durable[index] = []
-            continue
-        if any(bits):
-            durable[index] = bits
-            for extent, one in zip(geometry.extents_of_page(index), bits, strict=False):
-                dirty.set_bits(extent, one)
     return dirty, durable, damaged
 
 

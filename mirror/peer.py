@@ -19,8 +19,8 @@ from mirror.core import generation
 from mirror.core.errors import LinkLost, MirrorError, OperatorError, PeerError, ProtocolError
 from mirror.core.generation import Action, Outcome, Standing
 from mirror.core.limits import DATA_STREAMS, SYNC_STREAMS
-from mirror.core.states import ConnectionState, DiskState, Role
-from mirror.core.wire import Header, MessageType
+from mirror.core.states import ConnectionState, DiskState
+from mirror.core.wire import Header, MessageType, words
 from mirror.handshake import Conversation, Plan, Refusal, Wait
 from mirror.link import Listener, Stream, dial
 from mirror.primary import Primary
@@ -355,11 +355,16 @@ class Peer:
     def _same_peer(self, session: Session, payload: bytes) -> bool:
         try:
             return handshake.parse_hello(payload)[0].replica_id == session.peer.replica_id
-        except ProtocolError:
+        except (ProtocolError, Refusal):
             return False
 
     def _shake_hands_as_listener(self, talk: Conversation, payload: bytes) -> None:
-        theirs, features, number = handshake.parse_hello(payload)
+        try:
+            theirs, features, number = handshake.parse_hello(payload)
+        except Refusal as refusal:
+            # Of a version that this one can't speak with: say who we are, so that it finds the same.
+            talk.hello_back(self.standing(), self._features(), refusal.outcome.rule)
+            raise
         mine = self.standing()
         # The answer goes out whatever the outcome: the other side decides by the same table.
         outcome = generation.decide(mine, theirs)
@@ -500,26 +505,22 @@ class Peer:
     def _control(self, session: Session, message: dict[str, Any]) -> dict[str, Any] | None:
         operation = message.get("op")
         if operation == "state":
-            session.peer = dataclasses.replace(
-                session.peer, role=Role(message["role"]), disk=DiskState(message["disk"])
-            )
+            session.peer = dataclasses.replace(session.peer, **handshake.live_state(message))
             with self.changed:
                 self.changed.notify_all()
             return None
         if operation == "sync_progress":
-            self.target_progress = {
-                key: message.get(key) for key in ("done_bytes", "total_bytes", "bytes_per_s", "eta_s")
-            }
+            self.target_progress = handshake.progress(message)
             return None
         if operation == "sync_finished":
             self._target_done(session, message)
             return None
         if operation == "primary_disk_failed":
-            handshake.become_only_copy(self._replica, int(message["generation"]))
+            handshake.become_only_copy(self._replica, handshake.new_generation(message))
             session.peer = dataclasses.replace(session.peer, disk=DiskState.FAILED)
             return None
         if operation == "bye":
-            session.end(str(message.get("reason", "the peer left")), orderly=True)
+            session.end(words(message.get("reason", "the peer left")), orderly=True)
             return None
         answer = self._on_control(session, message)
         with self.changed:

@@ -17,7 +17,7 @@ from typing import Any
 from mirror.core.errors import LinkLost, MirrorError, OperatorError, PeerError, ProtocolError
 from mirror.core.generation import Outcome, Standing
 from mirror.core.limits import CONTROL_BYTES_MAX, DATA_STREAMS, REQUEST_BYTES_MAX, SYNC_STREAMS
-from mirror.core.wire import MessageType, decode_object
+from mirror.core.wire import MessageType, decode_object, words
 from mirror.link import Stream
 from mirror.runtime import Runtime
 
@@ -193,7 +193,7 @@ class Session:
                 raise LinkLost(self.reason)
             raise PeerError(f"the peer did not answer {operation!r} within {timeout_s:g} s")
         if "error" in answer:
-            raise OperatorError(str(answer["error"]), remedy=str(answer.get("remedy", "")))
+            raise OperatorError(words(answer["error"]), remedy=words(answer.get("remedy", "")))
         return answer
 
     def _send_control(self, message: dict[str, Any]) -> None:
@@ -222,13 +222,18 @@ class Session:
         self, message: dict[str, Any], handle: Callable[["Session", dict[str, Any]], dict[str, Any] | None]
     ) -> None:
         if "answer" in message:
+            number = message["answer"]
+            if type(number) is not int:
+                raise ProtocolError(f"an answer to the request {words(number)}")
             with self._changed:
-                if message["answer"] in self._requests:
-                    self._requests[message["answer"]] = message
+                if number in self._requests:
+                    self._requests[number] = message
                     self._changed.notify_all()
             return
         try:
             answer = handle(self, message) or {}
+        except ProtocolError:
+            raise
         except MirrorError as error:
             answer = {"error": error.message, "remedy": error.remedy}
         if "request" in message:

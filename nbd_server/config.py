@@ -11,7 +11,6 @@ can't differ. A schema library lost: it brings a dependency for eleven keys, and
 import difflib
 import ipaddress
 import json
-import math
 import re
 import tomllib
 from collections.abc import Callable
@@ -32,6 +31,11 @@ NBD_DEFAULT_PORT = 10809
 
 # Nobody writes more than a few lines; a larger file is another file by mistake.
 FILE_BYTES_MAX = 64 * 1024
+# A wrong value is repeated in the message as far as this.
+SHOWN_CHARACTERS_MAX = 200
+# What the domain name system takes (RFC 1035); Python raises UnicodeError, no OSError, for a longer label.
+HOST_CHARACTERS_MAX = 253
+LABEL_MAX = 63
 
 _NAME = re.compile(r"[A-Za-z0-9._-]+")
 _HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9-]*[A-Za-z0-9])?(\.[A-Za-z0-9]([A-Za-z0-9-]*[A-Za-z0-9])?)*\.?")
@@ -160,8 +164,8 @@ def _check_host(host: str, bracketed: bool, example: str) -> None:
             ipaddress.IPv4Address(host)
         except ValueError:
             raise ValueError(f"has the host '{host}', which is not an IPv4 address") from None
-    elif not _HOST.fullmatch(host):
-        raise ValueError(f"has the host '{host}', which is neither an address nor a host name")
+    elif not _HOST.fullmatch(host) or len(host) > HOST_CHARACTERS_MAX or max(map(len, host.split("."))) > LABEL_MAX:
+        raise ValueError(f"has the host {_shown(host)}, which is neither an address nor a host name")
 
 
 def parse_address(text: str) -> Address:
@@ -177,7 +181,7 @@ def parse_endpoint(text: str) -> Endpoint:
     kind, _, rest = text.partition(":")
     if kind == "unix" and rest:
         path = Path(rest)
-        if not path.is_absolute():
+        if not path.is_absolute() or "\0" in rest:
             raise ValueError("must hold an absolute path, like unix:/run/volume.sock")
         return UnixEndpoint(path)
     if kind == "tcp" and rest:
@@ -230,8 +234,8 @@ def _seconds(least: float, most: float) -> Callable[[object], float]:
     def check(value: object) -> float:
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise ValueError(f"must be a number of seconds (without quotes), not {_shown(value)}")
-        if not (math.isfinite(value) and least <= value <= most):
-            raise ValueError(f"is {value}, it must be from {least:g} to {most:g} seconds")
+        if not least <= value <= most:
+            raise ValueError(f"is {_shown(value)}, it must be from {least:g} to {most:g} seconds")
         return float(value)
 
     return check
@@ -242,14 +246,18 @@ def _whole_number(least: int, most: int) -> Callable[[object], int]:
         if isinstance(value, bool) or not isinstance(value, int):
             raise ValueError(f"must be a whole number (without quotes), not {_shown(value)}")
         if not least <= value <= most:
-            raise ValueError(f"is {value}, it must be from {least} to {most}")
+            raise ValueError(f"is {_shown(value)}, it must be from {least} to {most}")
         return value
 
     return check
 
 
 def _shown(value: object) -> str:
-    return json.dumps(value, default=str, ensure_ascii=False)
+    try:
+        text = str(value) if isinstance(value, float) else json.dumps(value, default=str, ensure_ascii=False)
+    except (ValueError, RecursionError):
+        return f"such a value ({type(value).__name__})"
+    return text if len(text) <= SHOWN_CHARACTERS_MAX else f"{text[:SHOWN_CHARACTERS_MAX]}..."
 
 
 _SETTINGS: dict[str, Callable[[object], Any]] = {
@@ -331,9 +339,10 @@ def parse(text: str, path: Path) -> Config:
     """The contents of a volume.toml -> Config. `path` is for messages only."""
     try:
         table = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:  # not only TOMLDecodeError: a number of 5 000 digits, say
+        what = "brackets in too many brackets" if isinstance(error, RecursionError) else str(error)
         raise ConfigError(
-            _where_toml_ends(str(error), text, path), remedy='a line is: key = value, texts in quotes: name = "volume"'
+            _where_toml_ends(what, text, path), remedy='a line is: key = value, texts in quotes: name = "volume"'
         ) from None
     values = {key: _checked(key, value, path) for key, value in table.items()}
     if "name" not in values:

@@ -98,6 +98,7 @@ _KINDS = {code: kind for kind, code in _KIND_CODES.items()}
 _DISKS = {code: disk for disk, code in _DISK_CODES.items()}
 
 _PRIMARY, _CLEAN, _MET_PEER = 1, 2, 4
+IDENTIFIER_BYTES = 16
 _NAME = re.compile(rf"[A-Za-z0-9._-]{{1,{NAME_MAX_CHARACTERS}}}", re.ASCII)
 
 Resync = Mapping[str, str | int | float]
@@ -137,10 +138,11 @@ class Superblock:
 def _superblock_fault(block: Superblock) -> str:
     """What can't be right in a superblock, or nothing."""
     numbers = (block.sequence, block.current, block.base, block.incarnation, *block.history)
+    identifiers = (block.replica_id, block.volume_id, block.boot_id)
     checks = (
-        (_NAME.fullmatch(block.name), f"the name {block.name!r}"),
+        (is_name(block.name), f"the name {block.name!r}"),
         (_size_is_right(block.size_bytes), f"the size {block.size_bytes}"),
-        (all(len(one) == 16 for one in (block.replica_id, block.volume_id, block.boot_id)), "an identifier's length"),
+        (all(len(one) == IDENTIFIER_BYTES for one in identifiers), "an identifier's length"),
         (any(block.replica_id), "an empty replica identifier"),
         (block.disk is not DiskState.CONSISTENT, "the disk state Consistent, which is never durable"),
         (all(0 <= number <= _U64_MAX for number in numbers), "a number of more than 64 bits"),
@@ -233,7 +235,7 @@ def decode_superblock(raw: bytes) -> Superblock:
 
 def _encode_resync(resync: Resync) -> bytes:
     assert _resync_is_right(resync), f"note of the last resync to be written is {resync!r}"
-    encoded = json.dumps(dict(resync), separators=(",", ":")).encode("ascii")
+    encoded = _resync_bytes(resync)
     assert len(encoded) <= LAST_RESYNC_BYTES_MAX, f"note of the last resync to be written has {len(encoded)} bytes"
     return encoded
 
@@ -248,6 +250,22 @@ def _decode_resync(body: bytes, length: int) -> Resync:
     if length > LAST_RESYNC_BYTES_MAX or not isinstance(resync, dict) or not _resync_is_right(resync):
         raise DamagedRecord("superblock", f"its note on the last resync can't be read: {fault or 'no table of values'}")
     return resync
+
+
+def is_note(value: object) -> bool:
+    """Whether a superblock can keep it: a flat table of words and numbers that is not too long."""
+    if not isinstance(value, dict) or not _resync_is_right(value):
+        return False
+    return len(_resync_bytes(value)) <= LAST_RESYNC_BYTES_MAX
+
+
+def is_name(text: str) -> bool:
+    """Whether a volume can have this name."""
+    return _NAME.fullmatch(text) is not None
+
+
+def _resync_bytes(resync: Resync) -> bytes:
+    return json.dumps(dict(resync), separators=(",", ":")).encode("ascii")
 
 
 def _resync_is_right(resync: Resync) -> bool:

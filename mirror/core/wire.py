@@ -33,7 +33,7 @@ from typing import Any, NamedTuple
 import crc32c as checksums
 
 from mirror.core.errors import ProtocolError
-from mirror.core.limits import COMMAND_BYTES_MAX, CONTROL_BYTES_MAX, FRAME_BYTES_MAX, HEADER_BYTES
+from mirror.core.limits import COMMAND_BYTES_MAX, CONTROL_BYTES_MAX, FRAME_BYTES_MAX, HEADER_BYTES, WORDS_CHARACTERS_MAX
 
 # -- ZMTP -------------------------------------------------------------------------------------------------------------
 
@@ -180,7 +180,12 @@ def _unexpected_command(name: bytes, rest: bytes) -> ProtocolError:
 
 # -- messages ---------------------------------------------------------------------------------------------------------
 
+# Of the header's layout: the same as long as a reader may find type, session, number and lengths where they are.
 VERSION = 1
+# Of all that is said by such messages: types, flags, JSON keys, control operations, the order of a handshake. Each side
+# names the newest that it speaks and the oldest that it still does, in the first message; one that names none speaks 1.
+SESSION_VERSION = 2
+SESSION_VERSION_MIN = 2
 _MAGIC = 0x626E  # "nb"
 
 
@@ -304,6 +309,12 @@ def decode_object(payload: bytes | memoryview, what: str) -> dict[str, Any]:
     if not isinstance(message, dict):
         raise ProtocolError(f"{what} that is not an object")
     return message
+
+
+def words(value: object) -> str:
+    """What the peer says to people, as far as a log line or a status holds it."""
+    text = value if isinstance(value, str) else repr(value)
+    return text if len(text) <= WORDS_CHARACTERS_MAX else f"{text[:WORDS_CHARACTERS_MAX]}..."
 
 
 def _bad_header(raw: bytes) -> ProtocolError:

@@ -79,6 +79,17 @@ def test_a_default_can_be_set_by_taking_the_comment_sign_away() -> None:
         ('name = "v"\ndisk_timeout_s = inf', ["`disk_timeout_s`", "inf"]),
         ('name = "v"\nactivity_log_extents = 7.5', ["`activity_log_extents`", "whole number"]),
         ('name = "v"\nactivity_log_extents = 1', ["`activity_log_extents`", "64 to 8192"]),
+        # What once ended in a traceback.
+        pytest.param("name = " + "[" * 5000, ["line 1", "brackets"], id="brackets"),
+        pytest.param("name = " + "{a=" * 5000, ["line 1", "brackets"], id="braces"),
+        pytest.param("name." + ".".join("a" * 5000) + " = 1", ["`name`", "text"], id="dots"),
+        pytest.param("name = " + "1" * 5000, ["line 1", "digits"], id="digits"),
+        pytest.param('name = "v"\npeer_timeout_s = ' + "1" * 4000, ["`peer_timeout_s`", "0.2 to 60"], id="seconds"),
+        pytest.param('name = "v"\ndisk_timeout_s = 0x' + "f" * 5000, ["`disk_timeout_s`", "1 to 600"], id="hex"),
+        ('name = "v"\nnbd = "unix:/run/\\u0000x"', ["`nbd`", "absolute path"]),
+        # Python's socket module raises UnicodeError for such a host.
+        (f'name = "v"\nlisten = "tcp://{"a" * 64}:1"', ["`listen`", "host name"]),
+        (f'name = "v"\nlisten = "tcp://{"a." * 150}a:1"', ["`listen`", "host name"]),
     ],
 )
 def test_an_error_names_the_file_the_place_and_what_is_wrong(text: str, words: list[str]) -> None:

@@ -67,6 +67,14 @@ def test_a_command_carries_its_arguments_and_returns_the_result(tmp_path: Path) 
 
 
 @pytest.mark.usefixtures("server")
+@pytest.mark.parametrize("line", [b"[" * 60_000, b'{"command":' * 5000, b'{"command": 7}', b'{"a":' + b"1" * 5000])
+def test_a_line_that_is_no_request_is_answered_so(tmp_path: Path, line: bytes) -> None:
+    with raw(tmp_path) as connection:
+        connection.sendall(line + b"\n")
+        assert "not a request" in json.loads(connection.makefile().readline())["error"]["message"]
+
+
+@pytest.mark.usefixtures("server")
 def test_the_socket_belongs_to_its_owner_alone(tmp_path: Path) -> None:
     assert stat.S_IMODE((tmp_path / control.FILE_NAME).stat().st_mode) == 0o600
 

@@ -1,0 +1,343 @@
+"""What a replica believes of what its peer says: handshake, control messages, requests."""
+
+import json
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mirror import handshake
+from mirror.core.dirty_map import DirtyMap
+from mirror.core.errors import LinkLost, MirrorError, ProtocolError
+from mirror.core.generation import Kind, Standing
+from mirror.core.layout import Geometry, encode_map_page
+from mirror.core.limits import EXTENT_BYTES, EXTENTS_PER_PAGE, HISTORY_MAX
+from mirror.core.states import DiskState, Role
+from mirror.core.wire import SESSION_VERSION, SESSION_VERSION_MIN, Flag, MessageType
+from mirror.handshake import Refusal, decode_standing, encode_standing, parse_hello
+from mirror.runtime import Runtime
+from nbd_server.volume import StartOptions, Volume
+from tests.pair import SIZE_BYTES, create, free_port, pair, peer_of, serve, session_of, wait_ended
+
+STANDING = Standing(
+    replica_id=bytes(range(16)),
+    volume_id=bytes(16),
+    name="vol",
+    size_bytes=1 << 20,
+    kind=Kind.ESTABLISHED,
+    role=Role.SECONDARY,
+    disk=DiskState.UP_TO_DATE,
+    current=2**64 - 1,
+    base=3,
+    history=(3, 2),
+    crashed_primary=False,
+    kept_memory=True,
+    dirty_blocks=7,
+    met_peer=True,
+    discard_my_data=False,
+)
+
+
+def hello(**changes: Any) -> bytes:
+    message = {
+        **handshake.VERSIONS,
+        "standing": encode_standing(STANDING),
+        "features": {"protocol": "C", "can_fast_zero": True},
+        "session": 9,
+    }
+    return json.dumps({**message, **changes}).encode()
+
+
+# -- the first message ------------------------------------------------------------------------------------------------
+
+
+def test_a_standing_comes_back_as_it_went() -> None:
+    assert decode_standing(json.loads(json.dumps(encode_standing(STANDING)))) == STANDING
+
+
+def test_what_a_newer_release_adds_to_a_standing_is_passed_over() -> None:
+    assert decode_standing({**encode_standing(STANDING), "leases": [1, 2]}) == STANDING
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"replica_id": "00"},
+        {"replica_id": 7},
+        {"replica_id": "zz" * 16},
+        {"volume_id": None},
+        {"name": ""},
+        {"name": ["vol"]},
+        {"name": "two\nlines"},
+        {"name": "n" * 64},
+        {"size_bytes": -1},
+        {"size_bytes": "1048576"},
+        {"size_bytes": 1.5},
+        {"kind": "other"},
+        {"kind": {}},
+        {"role": None},
+        {"disk": []},
+        {"current": 1 << 64},
+        {"base": True},
+        {"history": "12"},
+        {"history": {"1": 2}},
+        {"history": [0]},
+        {"history": [1] * (HISTORY_MAX + 1)},
+        {"crashed_primary": 1},
+        {"kept_memory": "false"},
+        {"dirty_blocks": None},
+        {"met_peer": []},
+        {"discard_my_data": 0},
+    ],
+    ids=str,
+)
+def test_a_standing_that_cannot_be_right_is_refused(changes: dict[str, Any]) -> None:
+    with pytest.raises(ProtocolError):
+        decode_standing({**encode_standing(STANDING), **changes})
+    missing = encode_standing(STANDING)
+    for key in changes:
+        del missing[key]
+    with pytest.raises(ProtocolError):
+        decode_standing(missing)
+
+
+# -- versions ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("newest", "oldest", "rule"),
+    [
+        (SESSION_VERSION, SESSION_VERSION_MIN, None),
+        (SESSION_VERSION + 1, SESSION_VERSION, None),
+        (SESSION_VERSION + 5, 1, None),
+        (SESSION_VERSION + 1, SESSION_VERSION + 1, "peer-too-new"),
+        (65535, 65535, "peer-too-new"),
+        (SESSION_VERSION_MIN - 1, 1, "peer-too-old"),
+    ],
+)
+def test_a_peer_that_shares_no_version_is_refused_by_name(newest: int, oldest: int, rule: str | None) -> None:
+    # Nothing else of such a message can be believed, so it need not even be readable.
+    raw = hello(version=newest, version_min=oldest, **({"standing": "of another release"} if rule else {}))
+    if rule is None:
+        assert parse_hello(raw)[0] == STANDING
+        return
+    with pytest.raises(Refusal) as caught:
+        parse_hello(raw)
+    assert caught.value.outcome.rule == rule
+    assert str(newest) in str(caught.value)
+    assert str(SESSION_VERSION) in str(caught.value)
+    assert "upgrade" in caught.value.remedy
+
+
+def test_a_peer_that_names_no_version_speaks_the_first() -> None:
+    message = json.loads(hello())
+    del message["version"], message["version_min"]
+    with pytest.raises(Refusal) as caught:
+        parse_hello(json.dumps(message).encode())
+    assert caught.value.outcome.rule == "peer-too-old"
+
+
+@pytest.mark.parametrize("versions", [(2, 3), (0, 0), ("2", 2), (2.0, 2), (True, True), (65536, 1), (None, 1)])
+def test_versions_that_cannot_be_right_are_refused(versions: tuple[Any, Any]) -> None:
+    with pytest.raises(ProtocolError):
+        parse_hello(hello(version=versions[0], version_min=versions[1]))
+
+
+def test_two_replicas_of_different_versions_say_so_on_both_sides(tmp_path: Path) -> None:
+    """Whoever dials: each learns by the first message what the other one speaks, and stays apart."""
+    newer = {"version": SESSION_VERSION + 1, "version_min": SESSION_VERSION + 1}
+    ports = free_port(), free_port()
+    create(tmp_path / "a", ports[0], ports[1])
+    create(tmp_path / "b", ports[1], ports[0])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(handshake, "VERSIONS", newer)
+        first = serve(tmp_path / "a")
+        second = serve(tmp_path / "b")
+        try:
+            for volume in (first, second):
+                peer = peer_of(volume)
+                with peer.changed:
+                    assert peer.changed.wait_for(lambda: "peer-too-new" in peer.reason, 10), peer.reason  # noqa: B023
+        finally:
+            first.stop(5.0)
+            second.stop(5.0)
+
+
+# -- control messages of a session ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        {"op": "state"},
+        {"op": "state", "role": "king", "disk": "UpToDate"},
+        {"op": "state", "role": ["primary"], "disk": {}},
+        {"op": "sync_progress", "done_bytes": "many"},
+        {"op": "sync_progress", "eta_s": -1},
+        {"op": "sync_finished", "request": 1},
+        {"op": "sync_finished", "request": 1, "current": 5, "history": [0]},
+        {"op": "sync_finished", "request": 1, "current": 5, "history": [1] * 17},
+        {"op": "sync_finished", "request": 1, "current": 0, "history": []},
+        {"op": "sync_finished", "request": 1, "current": 5, "history": [], "result": {"a": [1]}},
+        {"op": "sync_finished", "request": 1, "current": 5, "history": [], "result": {"a": "x" * 600}},
+        {"op": "sync_finished", "request": 1, "current": 5, "history": [], "result": "done"},
+        {"op": "primary_disk_failed", "request": 1},
+        {"op": "primary_disk_failed", "request": 1, "generation": "5"},
+        {"op": "primary_disk_failed", "request": 1, "generation": 1 << 64},
+        {"answer": [1]},
+        {"answer": {"a": 1}},
+        {"answer": 1.5},
+    ],
+    ids=str,
+)
+def test_a_control_message_that_cannot_be_read_ends_the_session(tmp_path: Path, message: dict[str, Any]) -> None:
+    with pair(tmp_path) as (first, second):
+        before = second._replica.superblock
+        # The one that would come after it is refused for another reason: the session is over.
+        peer_of(first)._wanted = peer_of(second)._wanted = False
+        sessions = session_of(first), session_of(second)
+        sessions[0]._send_control(message)
+        assert wait_ended(second, sessions[1])
+        wait_ended(first, sessions[0])
+        assert second._replica.superblock.current == before.current
+        assert second._replica.superblock.disk is DiskState.UP_TO_DATE
+
+
+def test_a_request_that_nobody_knows_is_answered_and_the_session_goes_on(tmp_path: Path) -> None:
+    with pair(tmp_path) as (first, _):
+        session = session_of(first)
+        with pytest.raises(MirrorError, match="unknown request"):
+            session.request("make_coffee", 5.0)
+        assert session.request("are_you_there", 5.0)
+
+
+# -- requests on data streams -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("kind", "fields"),
+    [
+        (MessageType.SUMS, {"offset": 0, "length": 100}),
+        (MessageType.SUMS, {"offset": 512, "length": 4096}),
+        (MessageType.WRITE, {"offset": 0, "length": 4096, "payload": b"short"}),
+        (MessageType.WRITE, {"offset": SIZE_BYTES, "length": 1, "payload": b"x"}),
+        (MessageType.WRITE, {"offset": 1 << 63, "length": 1, "payload": b"x"}),
+        (MessageType.WRITE, {"flags": Flag.LZ4, "offset": 0, "length": 4096, "payload": b"\xff" * 40}),
+        (MessageType.WRITE, {"flags": Flag.LZ4, "offset": 0, "length": 4096, "payload": b"\x10a"}),
+        (MessageType.WRITE, {"flags": Flag.LZ4, "offset": 0, "length": 0, "payload": b""}),
+        (MessageType.WRITE, {"flags": Flag.LZ4, "offset": 0, "length": 1, "payload": b"\x10a"}),
+        (MessageType.ZERO, {"offset": 0, "length": SIZE_BYTES + 1}),
+        (MessageType.READ, {"offset": SIZE_BYTES - 1, "length": 2}),
+        (MessageType.ANSWER, {}),
+        (MessageType.HELLO, {}),
+        (MessageType.CONTROL, {"payload": b"{}"}),
+    ],
+    ids=str,
+)
+def test_a_request_that_cannot_be_right_ends_the_session(
+    tmp_path: Path, kind: MessageType, fields: dict[str, Any]
+) -> None:
+    with pair(tmp_path) as (first, second):
+        peer_of(first)._wanted = peer_of(second)._wanted = False
+        sessions = session_of(first), session_of(second)
+        stream = sessions[0].borrow()
+        stream.send(kind, **fields)
+        with pytest.raises(LinkLost):
+            stream.receive()
+        wait_ended(second, sessions[1])
+        wait_ended(first, sessions[0])
+        assert (tmp_path / "b" / "data").read_bytes() == bytes(SIZE_BYTES)
+
+
+def test_a_request_behind_one_that_waits_for_the_disk_ends_the_session_and_changes_none_of_its_data(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pair(tmp_path) as (first, second):
+        peer_of(first)._wanted = peer_of(second)._wanted = False
+        held, release = threading.Event(), threading.Event()
+        really_flush = second._replica.store.flush
+
+        def flush() -> None:
+            held.set()
+            assert release.wait(10)
+            really_flush()
+
+        monkeypatch.setattr(second._replica.store, "flush", flush)
+        sessions = session_of(first), session_of(second)
+        stream = sessions[0].borrow()
+        stream.send(MessageType.FLUSH)
+        assert held.wait(10)
+        stream.send(MessageType.WRITE, offset=0, length=1, payload=b"x")
+        with pytest.raises(LinkLost):
+            stream.receive()
+        release.set()
+        assert "to be awaited" in wait_ended(second, sessions[1])
+        assert (tmp_path / "b" / "data").read_bytes() == bytes(SIZE_BYTES)
+
+
+@pytest.mark.parametrize("protocol", ["A", "B", "C"])
+def test_what_is_no_answer_is_not_taken_for_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, protocol: str) -> None:
+    with pair(tmp_path, protocol) as (first, second):
+        peer_of(first)._wanted = peer_of(second)._wanted = False
+        sessions = session_of(first), session_of(second)
+        for stream in sessions[1].incoming:
+            monkeypatch.setattr(stream, "send", lambda *_, send=stream.send, **__: send(MessageType.HEARTBEAT))
+        first.write(memoryview(bytes(4096)), 0, False)
+        first.flush()
+        assert "answer was due" in wait_ended(first, sessions[0])
+        # The client's data is here alone, and that is on record.
+        assert first._replica.superblock.peer_disk is DiskState.OUTDATED
+
+
+# -- maps -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "their_map",
+    [
+        None,
+        "some",
+        {"0": "1"},
+        [[0]],
+        [[0, "1", 2]],
+        [[1.0, "1"]],
+        [[0.5, "1"]],
+        [[True, "1"]],
+        [["0", "1"]],
+        [[2, "1"]],
+        [[-1, "1"]],
+        [[0, "-1"]],
+        [[0, 1]],
+        [[0, "zz"]],
+        [[0, "1" + "0" * 257]],
+        [[0, None]],
+        [5],
+        [None],
+    ],
+    ids=str,
+)
+def test_a_map_that_cannot_be_right_is_refused_and_leaves_the_own_one_sound(tmp_path: Path, their_map: object) -> None:
+    create(tmp_path / "a", 7000, 7001, size_bytes=2 * EXTENT_BYTES)
+    volume = Volume.open(tmp_path / "a", StartOptions(), Runtime(), lambda: None)
+    dirty: DirtyMap = volume._replica.dirty
+    with pytest.raises(ProtocolError):
+        handshake._merge(volume._replica, their_map)
+    assert all(type(extent) is int for extent in dirty.extents())
+    assert dirty.dirty_blocks == sum(dirty.bits(extent).bit_count() for extent in range(2))
+    volume._replica.persist_map()
+    volume._replica.store.close()
+
+
+def test_a_sound_map_page_that_names_blocks_behind_the_volume_is_damage(tmp_path: Path) -> None:
+    create(tmp_path / "a", 7000, 7001, size_bytes=EXTENT_BYTES + 4096)
+    geometry = Geometry(EXTENT_BYTES + 4096)
+    for bits in ([0, 2], [0, 0, 1], [0] * (EXTENTS_PER_PAGE - 1) + [1]):
+        with (tmp_path / "a" / "meta").open("r+b") as file:
+            file.seek(geometry.map_page_offset(0))
+            file.write(encode_map_page(0, bits))
+        volume = Volume.open(tmp_path / "a", StartOptions(), Runtime(), lambda: None)
+        # Whatever is in doubt is dirty: all of the volume that this page holds.
+        assert volume._replica.dirty.dirty_bytes == EXTENT_BYTES + 4096
+        assert any("can't be read" in note for note in volume._notes)
+        volume._replica.store.close()
