@@ -9,154 +9,13 @@ Not seen: orders *between* sectors (a write of several sectors may take effect i
 reign tell about which unflushed write of an earlier one came last (`flushed` then allows a little too much).
 """
 
-import enum
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 
+from tests.sim.recording import Loss, Operation, Place, Reign, span
 from tests.sim.registers import FOREVER, Access, Survival, replay
 
-WRITING = ("write", "zero", "trim")
-KINDS = ("read", "flush", *WRITING)
-
-
-class Loss(enum.Enum):
-    """What a reign may lack of its parent."""
-
-    # Nothing. What was not answered by then took effect or never will.
-    NONE = "none"
-    # What no answered flush or FUA made stable, each sector for itself.
-    UNFLUSHED = "unflushed"
-    # Anything: a copy that is known to be old, by the operator's choice.
-    ANY = "any"
-
-
-@dataclass(eq=False, slots=True)
-class Operation:
-    """A client's request. Answered, failed, or open for as long as its reign."""
-
-    number: int
-    reign: "Reign"
-    kind: str
-    first_sector: int
-    count: int
-    tag: int
-    fua: bool
-    call_time: int
-    writes: bool
-    done_time: int | None = None
-    fail_time: int | None = None
-    values: Sequence[int] | None = None
-
-    @property
-    def sectors(self) -> range:
-        return range(self.first_sector, self.first_sector + self.count)
-
-    def answer(self, time: int, values: Sequence[int] | None = None) -> None:
-        """It succeeded; a read gives the tag of each sector."""
-        self.done_time = time
-        if self.kind == "read":
-            assert values is not None
-            assert len(values) == self.count
-            self.values = values
-            places = self.reign.places
-            for sector, value in zip(self.sectors, values, strict=True):
-                places[sector] = places[sector].with_access(self, value)
-
-    def fail(self, time: int) -> None:
-        """It was answered with an error: each sector of it may take effect until the reign ends, or never."""
-        self.fail_time = time
-
-    def __str__(self) -> str:
-        if self.done_time is not None:
-            end = f"-{self.done_time}"
-        else:
-            end = "-, no answer" if self.fail_time is None else f"-, error at {self.fail_time}"
-        tag = f" of {self.tag}" if self.kind == "write" else ""
-        where = "" if self.kind == "flush" else f" {_span(self.sectors)}"
-        return f"#{self.number} {'FUA ' if self.fua else ''}{self.kind}{tag}{where} [{self.call_time}{end}]"
-
-
-@dataclass(eq=False, slots=True)
-class Place:
-    """Where a sector stands in the tree of all sectors' accesses in a reign: sectors with equal ones share it."""
-
-    before: "Place | None" = None
-    access: Access | None = None
-    following: dict[tuple[int, int], "Place"] = field(default_factory=dict)
-    _accesses: tuple[Access, ...] | None = None
-
-    def with_access(self, operation: Operation, value: int) -> "Place":
-        key = (operation.number, value)
-        place = self.following.get(key)
-        if place is None:
-            place = self.following[key] = Place(self, Access(operation, value))
-        return place
-
-    @property
-    def accesses(self) -> tuple[Access, ...]:
-        """In the order of calls for writes, of answers for reads."""
-        if self._accesses is None:
-            found = []
-            place: Place | None = self
-            while place is not None and place.access is not None:
-                found.append(place.access)
-                place = place.before
-            self._accesses = tuple(reversed(found))
-        return self._accesses
-
-
-@dataclass(eq=False, slots=True)
-class Reign:
-    """One replica's time as primary. Made by `History.begin_reign`."""
-
-    number: int
-    history: "History"
-    begin_time: int
-    replica: str
-    parent: "Reign | None"
-    parent_until: int
-    loss: Loss
-    note: str
-    start_is_stable: bool
-    places: list[Place]
-    flushes: list[Operation] = field(default_factory=list)
-    # Of each sector: what may stand there at the beginning.
-    starts: list[frozenset[int]] = field(default_factory=list)
-    _older: list[frozenset[int]] = field(default_factory=list)
-
-    def call(
-        self, time: int, kind: str, first_sector: int = 0, count: int = 0, tag: int = 0, *, fua: bool = False
-    ) -> Operation:
-        assert kind in KINDS
-        return self.history.call(self, Operation(0, self, kind, first_sector, count, tag, fua, time, kind in WRITING))
-
-    @property
-    def older(self) -> list[frozenset[int]]:
-        """Of each sector: what its disks may still hold instead of the start, as long as nothing is flushed."""
-        if not self._older:
-            self._older = self.starts
-            if self.loss is Loss.NONE and self.parent is not None:
-                self._older = self.history.all_flushed(self.parent, self.parent_until)
-        return self._older
-
-    def flush_time(self, until: int) -> int | None:
-        """The latest call of a flush that was answered by then; a stable start counts as one."""
-        return max(
-            (flush.call_time for flush in self.flushes if flush.done_time is not None and flush.done_time <= until),
-            default=self.begin_time if self.start_is_stable else None,
-        )
-
-    def lineage(self) -> Iterator[tuple["Reign", int]]:
-        """This reign, its parent, …, each with the time until which it counts."""
-        reign, until = self, FOREVER
-        yield reign, until
-        while reign.parent is not None:
-            reign, until = reign.parent, min(until, reign.parent_until)
-            yield reign, until
-
-    def __str__(self) -> str:
-        note = f", {self.note}" if self.note else ""
-        return f"reign {self.number} ({self.replica}{note})"
+KeyOf = Callable[[int], object]
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,7 +62,7 @@ class History:
         until = time if parent_until is None else parent_until
         number = len(self.reigns) + 1
         places = [Place()] * self.sectors
-        reign = Reign(number, self, time, replica, parent, until, loss, note, start_is_stable, places)
+        reign = Reign(number, time, replica, parent, until, loss, note, start_is_stable, places, self.operations)
         if loss is Loss.ANY:
             reign.starts = self._ever_written()
         elif parent is None:
@@ -216,17 +75,23 @@ class History:
         self.reigns.append(reign)
         return reign
 
-    def call(self, reign: Reign, operation: Operation) -> Operation:
-        operation.number = len(self.operations) + 1
-        self.operations.append(operation)
-        if operation.kind == "flush":
-            reign.flushes.append(operation)
-        elif operation.writes:
-            if operation.kind != "write":
-                operation.tag = 0
-            for sector in operation.sectors:
-                reign.places[sector] = reign.places[sector].with_access(operation, operation.tag)
-        return operation
+    def grow(self, sectors: int) -> None:
+        """The volume has more sectors from now on; the new ones are zeroes."""
+        more = sectors - self.sectors
+        self.sectors = sectors
+        for reign in self.reigns:
+            reign.places = reign.places + [Place()] * more
+            reign.starts = reign.starts + [frozenset({0})] * more
+            if reign.older:
+                reign.older = reign.older + [frozenset({0})] * more
+
+    def older(self, reign: Reign) -> list[frozenset[int]]:
+        """Of each sector: what the reign's disks may still hold instead of its start, as long as nothing is flushed."""
+        if not reign.older:
+            reign.older = reign.starts
+            if reign.loss is Loss.NONE and reign.parent is not None:
+                reign.older = self.all_flushed(reign.parent, reign.parent_until)
+        return reign.older
 
     # -- what may be there --------------------------------------------------------------------------------------------
 
@@ -239,29 +104,33 @@ class History:
         return self._survival(reign, sector, reign.flush_time(time), time).values()
 
     def all_allowed(self, reign: Reign, time: int = FOREVER) -> list[frozenset[int]]:
-        return self._each_sector(self._alike(reign), lambda sector: self.allowed(reign, sector, time))
+        return list(self._each_sector(self._alike(reign), lambda sector: self.allowed(reign, sector, time)).values())
 
     def all_flushed(self, reign: Reign, time: int = FOREVER) -> list[frozenset[int]]:
-        keys = self._alike_on_disk(reign, reign.flush_time(time))
-        return self._each_sector(keys, lambda sector: self.flushed(reign, sector, time))
+        key_of = self._alike_on_disk(reign, reign.flush_time(time))
+        return list(self._each_sector(key_of, lambda sector: self.flushed(reign, sector, time)).values())
 
     def check_contents(
-        self, reign: Reign, tags: Sequence[int], what: str, invariant: str = "same-order", time: int = FOREVER
+        self, reign: Reign, tags: Mapping[int, int], what: str, invariant: str = "same-order", time: int = FOREVER
     ) -> list[Violation]:
-        """`tags` are those of all sectors of a copy that should be what a reader sees: none may contradict."""
-        both = enumerate(zip(tags, self.all_allowed(reign, time), strict=True))
-        wrong = [(sector, tag, values) for sector, (tag, values) in both if tag not in values]
+        """`tags`, by sector, are those of a copy that should be what a reader sees: none may contradict."""
+        values = self._each_sector(self._alike(reign), lambda sector: self.allowed(reign, sector, time), tags)
+        wrong = [(sector, tag, values[sector]) for sector, tag in tags.items() if tag not in values[sector]]
         return self._differing(reign, wrong, f"{what}, as read", invariant)
 
     def check_stable(
-        self, reign: Reign, tags: Sequence[int], what: str, invariant: str = "flush", time: int = FOREVER
+        self, reign: Reign, tags: Mapping[int, int], what: str, invariant: str = "flush", time: int = FOREVER
     ) -> list[Violation]:
         """The same for what a disk would keep after a power cut."""
         flush_time = reign.flush_time(time)
+        key_of = self._alike_on_disk(reign, flush_time)
         survivals: dict[object, Survival] = {}
         verdicts: dict[object, bool] = {}
         wrong = []
-        for sector, (key, tag) in enumerate(zip(self._alike_on_disk(reign, flush_time), tags, strict=True)):
+        for sector, tag in tags.items():
+            key, settled = key_of(sector), reign.places[sector].settled
+            if settled is not None and settled.tag == tag and settled.call_time <= time:
+                continue
             good = verdicts.get((key, tag))
             if good is None:
                 if key not in survivals:
@@ -273,7 +142,7 @@ class History:
 
     def _survival(self, reign: Reign, sector: int, flush_time: int | None, time: int) -> Survival:
         accesses = reign.places[sector].accesses
-        return Survival(reign.starts[sector], lambda: reign.older[sector], accesses, flush_time, time)
+        return Survival(reign.starts[sector], lambda: self.older(reign)[sector], accesses, flush_time, time)
 
     def _replay(self, reign: Reign, sector: int, time: int) -> tuple[frozenset[int], list[Access]]:
         place, starts = reign.places[sector], reign.starts[sector]
@@ -290,27 +159,30 @@ class History:
         return found
 
     def _each_sector(
-        self, keys: Iterable[tuple[object, ...]], ask: Callable[[int], frozenset[int]]
-    ) -> list[frozenset[int]]:
+        self, key_of: KeyOf, ask: Callable[[int], frozenset[int]], sectors: Iterable[int] | None = None
+    ) -> dict[int, frozenset[int]]:
         """Ask once for all sectors with the same key."""
         answers: dict[object, frozenset[int]] = {}
-        found = []
-        for sector, key in enumerate(keys):
+        found = {}
+        for sector in range(self.sectors) if sectors is None else sectors:
+            key = key_of(sector)
             answer = answers.get(key)
             if answer is None:
                 answer = answers[key] = ask(sector)
-            found.append(answer)
+            found[sector] = answer
         return found
 
-    def _alike(self, reign: Reign) -> Iterable[tuple[object, ...]]:
-        """A key for each sector; those with the same have the same reads and writes."""
-        return zip(reign.places, reign.starts, strict=True)
+    def _alike(self, reign: Reign) -> KeyOf:
+        """Sectors with the same key have the same reads and writes."""
+        places, starts = reign.places, reign.starts
+        return lambda sector: (places[sector], starts[sector])
 
-    def _alike_on_disk(self, reign: Reign, flush_time: int | None) -> Iterable[tuple[object, ...]]:
-        """A key for each sector; those with the same may have the same survive."""
-        if flush_time is None and reign.parent is not None and reign.loss is Loss.NONE:
-            return zip(reign.places, reign.starts, reign.older, strict=True)
-        return self._alike(reign)
+    def _alike_on_disk(self, reign: Reign, flush_time: int | None) -> KeyOf:
+        """Of sectors with the same key the same may survive."""
+        if flush_time is not None or reign.parent is None or reign.loss is not Loss.NONE:
+            return self._alike(reign)
+        places, starts, older = reign.places, reign.starts, self.older(reign)
+        return lambda sector: (places[sector], starts[sector], older[sector])
 
     def _ever_written(self) -> list[frozenset[int]]:
         values = [{0} for _ in range(self.sectors)]
@@ -336,7 +208,9 @@ class History:
         time = operation.done_time
         assert time is not None
         wrong: list[Violation] = []
-        for (access, _), sectors in self._refused(operation.reign, operation.sectors, time).items():
+        places = operation.reign.places
+        doubtful = [sector for sector in operation.sectors if not _is_plainly_right(operation, places[sector])]
+        for (access, _), sectors in self._refused(operation.reign, doubtful, time).items():
             if access.operation is operation:
                 wrong += [self._explain(operation.reign, access, run) for run in _runs(sectors)]
         return wrong
@@ -444,7 +318,7 @@ class History:
             involved |= dict.fromkeys(writers)
             parts.append(f"{one}{_by(writers, reign)}")
         found = f"{value}{_by(self._writers(value, sector) or self._writers(value), reign)}"
-        return f"{_span(sectors)} gave {found}, allowed: {', or '.join(parts) or 'nothing'}", tuple(involved)
+        return f"{span(sectors)} gave {found}, allowed: {', or '.join(parts) or 'nothing'}", tuple(involved)
 
     def _writers(self, value: int, sector: int | None = None, reign: Reign | None = None) -> list[Operation]:
         """Who wrote this tag, here or anywhere, in this reign's history or in any."""
@@ -459,14 +333,18 @@ class History:
         ]
 
 
+def _is_plainly_right(read: Operation, place: Place) -> bool:
+    """Whether it gave what the last write before it had written, and no other was under way."""
+    access, settled = place.access, place.settled
+    if access is None or access.operation is not read or settled is None or settled.done_time is None:
+        return False
+    return settled.done_time < read.call_time and access.value == settled.tag
+
+
 def _by(writers: list[Operation], reign: Reign) -> str:
     """The last few writers of a tag, in brackets; none of them for the zeroes of a new volume."""
     told = [f"{writer}{'' if writer.reign is reign else f' in {writer.reign}'}" for writer in writers[-3:]]
     return f" ({'; '.join(told)})" if told else ""
-
-
-def _span(sectors: range) -> str:
-    return f"sector {sectors[0]}" if len(sectors) == 1 else f"sectors {sectors[0]}..{sectors[-1]}"
 
 
 def _runs(sectors: Iterable[int]) -> list[range]:

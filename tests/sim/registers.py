@@ -85,7 +85,10 @@ class _Search:
 
     def answer(self, bit: int) -> bool:
         """Whether some order has it take effect by now; if none has, nothing is changed."""
-        found = set()
+        found = {(value, done ^ bit) for value, done in self.configurations if done & bit}
+        if len(found) == len(self.configurations):
+            self.configurations = found
+            return True
         seen = set(self.configurations)
         queue = list(seen)
         while queue:
