@@ -9,13 +9,15 @@ Not seen: orders *between* sectors (a write of several sectors may take effect i
 reign tell about which unflushed write of an earlier one came last (`flushed` then allows a little too much).
 """
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from tests.sim.recording import Loss, Operation, Place, Reign, span
 from tests.sim.registers import FOREVER, Access, Survival, replay
 
 KeyOf = Callable[[int], object]
+# Of all sectors in order, or of some by their number.
+Tags = Sequence[int] | Mapping[int, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,15 +113,16 @@ class History:
         return list(self._each_sector(key_of, lambda sector: self.flushed(reign, sector, time)).values())
 
     def check_contents(
-        self, reign: Reign, tags: Mapping[int, int], what: str, invariant: str = "same-order", time: int = FOREVER
+        self, reign: Reign, tags: Tags, what: str, invariant: str = "same-order", time: int = FOREVER
     ) -> list[Violation]:
-        """`tags`, by sector, are those of a copy that should be what a reader sees: none may contradict."""
-        values = self._each_sector(self._alike(reign), lambda sector: self.allowed(reign, sector, time), tags)
-        wrong = [(sector, tag, values[sector]) for sector, tag in tags.items() if tag not in values[sector]]
+        """`tags` are those of a copy that should be what a reader sees: none may contradict."""
+        found = dict(_by_sector(tags))
+        values = self._each_sector(self._alike(reign), lambda sector: self.allowed(reign, sector, time), found)
+        wrong = [(sector, tag, values[sector]) for sector, tag in found.items() if tag not in values[sector]]
         return self._differing(reign, wrong, f"{what}, as read", invariant)
 
     def check_stable(
-        self, reign: Reign, tags: Mapping[int, int], what: str, invariant: str = "flush", time: int = FOREVER
+        self, reign: Reign, tags: Tags, what: str, invariant: str = "flush", time: int = FOREVER
     ) -> list[Violation]:
         """The same for what a disk would keep after a power cut."""
         flush_time = reign.flush_time(time)
@@ -127,7 +130,7 @@ class History:
         survivals: dict[object, Survival] = {}
         verdicts: dict[object, bool] = {}
         wrong = []
-        for sector, tag in tags.items():
+        for sector, tag in _by_sector(tags):
             key, settled = key_of(sector), reign.places[sector].settled
             if settled is not None and settled.tag == tag and settled.call_time <= time:
                 continue
@@ -339,6 +342,10 @@ def _is_plainly_right(read: Operation, place: Place) -> bool:
     if access is None or access.operation is not read or settled is None or settled.done_time is None:
         return False
     return settled.done_time < read.call_time and access.value == settled.tag
+
+
+def _by_sector(tags: Tags) -> Iterable[tuple[int, int]]:
+    return tags.items() if isinstance(tags, Mapping) else enumerate(tags)
 
 
 def _by(writers: list[Operation], reign: Reign) -> str:

@@ -1,7 +1,6 @@
 """Histories for the checker's own tests: told by hand, and those of an honest volume."""
 
 import random
-from collections.abc import Sequence
 
 from tests.sim.history import History, Violation
 from tests.sim.recording import Loss, Operation, Reign
@@ -46,10 +45,6 @@ class Story:
 
     def broken(self) -> list[str]:
         return [violation.invariant for violation in self.history.check()]
-
-
-def by_sector(tags: Sequence[int]) -> dict[int, int]:
-    return dict(enumerate(tags))
 
 
 class Life:

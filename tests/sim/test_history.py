@@ -3,7 +3,7 @@
 import pytest
 
 from tests.sim.recording import Loss
-from tests.sim.story import Story, by_sector
+from tests.sim.story import Story
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from tests.sim.story import SECTORS, Life, by_sector
+from tests.sim.story import SECTORS, Life
 
 
 @pytest.mark.parametrize("seed", range(10))
@@ -12,8 +12,8 @@ def test_honest_lives_are_not_accused(seed: int) -> None:
     life = Life(seed)
     assert not life.told
     assert not life.story.history.check()
-    assert not life.story.history.check_contents(life.reign, by_sector(life.contents), "disk")
-    assert not life.story.history.check_stable(life.reign, by_sector([min(values) for values in life.kept]), "disk")
+    assert not life.story.history.check_contents(life.reign, life.contents, "disk")
+    assert not life.story.history.check_stable(life.reign, [min(values) for values in life.kept], "disk")
 
 
 def test_what_is_said_at_once_is_what_is_said_at_the_end() -> None:
@@ -36,7 +36,7 @@ def test_disks_are_judged_by_what_they_may_hold(seed: int) -> None:
     history = life.story.history
     for reign in history.reigns:
         for _ in range(10):
-            disk = by_sector([rng.choice(history.operations[-20:]).tag for _ in range(SECTORS)])
+            disk = dict(enumerate([rng.choice(history.operations[-20:]).tag for _ in range(SECTORS)]))
             wrong = {sector for told in history.check_stable(reign, disk, "disk") for sector in told.sectors}
             assert wrong == {sector for sector in disk if disk[sector] not in history.flushed(reign, sector)}
             wrong = {sector for told in history.check_contents(reign, disk, "disk") for sector in told.sectors}
