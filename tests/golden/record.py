@@ -35,6 +35,7 @@ from mirror.core.limits import (
     LOG_SLICE,
     LOG_SLOTS_MAX,
 )
+from mirror.core.recovery import choose_superblock
 from mirror.core.states import DiskState
 from mirror.core.wire import SESSION_VERSION, Flag, MessageType
 from mirror.opening import open_replica
@@ -188,8 +189,12 @@ def metadata(name: str, directory: Path) -> tuple[str, bytes, Any]:
 
 
 def found_at_start(raw: bytes) -> dict[str, Any]:
-    """What a start makes of a metadata file: its superblock, and what it then takes for dirty."""
-    block = layout.decode_superblock(raw[: layout.RECORD_BYTES])
+    """What a start makes of a metadata file: its superblock, and what it then takes for dirty. Raises MirrorError."""
+    choice = choose_superblock(raw[: layout.RECORD_BYTES], raw[layout.RECORD_BYTES : 2 * layout.RECORD_BYTES])
+    if choice.refusal is not None:
+        raise choice.refusal
+    block = choice.superblock
+    assert block is not None
     with scratch() as directory:
         (directory / "meta").write_bytes(raw)
         with (directory / "data").open("wb") as file:
