@@ -389,11 +389,11 @@ def test_disks_are_compared_with_what_may_be_there(story: Story) -> None:
     story.flush(reign)
     story.write(reign, 2)
     history = story.history
-    assert not history.check_contents(reign, by_sector([2] * 4 + [0] * 4), "disk of a")
-    assert not history.check_stable(reign, by_sector([1, 2, 2, 1] + [0] * 4), "disk of b")
-    (violation,) = history.check_contents(reign, by_sector([2, 2, 1, 1] + [0] * 4), "disk of a")
+    assert not history.check_contents(reign, [2] * 4 + [0] * 4, "disk of a")
+    assert not history.check_stable(reign, [1, 2, 2, 1] + [0] * 4, "disk of b")
+    (violation,) = history.check_contents(reign, [2, 2, 1, 1] + [0] * 4, "disk of a")
     assert (violation.invariant, violation.sectors) == ("same-order", range(2, 4))
-    (violation,) = history.check_stable(reign, by_sector([1, 2, 2, 0] + [0] * 4), "disk of b")
+    (violation,) = history.check_stable(reign, {2: 1, 3: 0, 4: 0}, "disk of b")
     assert str(violation) == (
         "flush: disk of b, on stable storage, after reign 1 (a): sector 3 gave 0,"
         " allowed: 1 (#1 write of 1 sectors 0..3 [2-3]), or 2 (#3 write of 2 sectors 0..3 [6-7])"
