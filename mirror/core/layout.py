@@ -5,9 +5,9 @@
     offset   8192   ring of LOG_RING_RECORDS log records; record n stands at position n mod LOG_RING_RECORDS
     after it        map pages, the bitmaps of EXTENTS_PER_PAGE extents each
 
-Every record begins with a magic that names its kind and a version, and ends with the CRC-32C of all before it; numbers
-are little-endian. An all-zero record is no record: `create` writes every one, so that a page which the disk forgot is
-seen as damaged and never taken for "nothing dirty" (invariant say-why).
+Every record begins with a magic that names its kind and the version of that kind, and ends with the CRC-32C of all
+before it; numbers are little-endian. An all-zero record is no record: `create` writes every one, so that a page which
+the disk forgot is seen as damaged and never taken for "nothing dirty" (invariant say-why).
 
 Promises: decode(encode(x)) == x; decoding any bytes whatever ends in a record, `DamagedRecord` or `UnknownVersion`; the
 version is believed only after the checksum. What encode refuses (an assertion, a bug of ours) decode refuses too
@@ -34,17 +34,22 @@ from mirror.core.limits import (
     EXTENT_BYTES,
     EXTENTS_PER_PAGE,
     HISTORY_MAX,
-    LAST_RESYNC_BYTES_MAX,
     LOG_CHANGES_MAX,
     LOG_RING_RECORDS,
     LOG_SLICE,
     LOG_SLOTS_MAX,
     NAME_MAX_CHARACTERS,
+    NOTE_BYTES_MAX,
     RECORD_BYTES,
 )
 from mirror.core.states import DiskState
 
-VERSION = 1
+_SUPERBLOCK_MAGIC, _LOG_MAGIC, _MAP_MAGIC = b"NMSB", b"NMLR", b"NMMP"
+# The newest version of each kind of record: the one that is written. All from 1 on are read.
+SUPERBLOCK_VERSION = 2
+_LOG_VERSION = 1
+_MAP_VERSION = 1
+VERSIONS = {_SUPERBLOCK_MAGIC: SUPERBLOCK_VERSION, _LOG_MAGIC: _LOG_VERSION, _MAP_MAGIC: _MAP_VERSION}
 
 _CHECKSUM = struct.Struct("<I")
 _BODY_BYTES = RECORD_BYTES - _CHECKSUM.size
@@ -71,19 +76,22 @@ def _check(raw: bytes, magic: bytes, what: str) -> bytes:
         raise DamagedRecord(what, "all zero, never written" if not any(raw) else f"begins with {found_magic!r}")
     if crc32c.crc32c(body) != _CHECKSUM.unpack_from(raw, _BODY_BYTES)[0]:
         raise DamagedRecord(what, "its checksum does not fit its contents")
-    if version != VERSION:
-        raise UnknownVersion(what, version, VERSION)
+    if not 1 <= version <= VERSIONS[magic]:
+        raise UnknownVersion(what, version, VERSIONS[magic])
     return body
 
 
 # -- superblock -------------------------------------------------------------------------------------------------------
 
-_SUPERBLOCK_MAGIC = b"NMSB"
 # magic version | kind disk peer_disk flags protocol name_length history_count | resync_length log_slots
 # | sequence size current base incarnation log_epoch redundancy_lost_at | replica volume boot | name
 _SUPERBLOCK = struct.Struct("<4sH 6Bs HI 6Qd 16s16s16s 64s")
 _HISTORY = struct.Struct(f"<{HISTORY_MAX}Q")
 _RESYNC_AT = _SUPERBLOCK.size + _HISTORY.size
+# Since version 2, behind the place of the longest note on the last resync: next_size verify_length | note
+_SINCE_2 = struct.Struct("<QH")
+_SINCE_2_AT = _RESYNC_AT + NOTE_BYTES_MAX
+_VERIFY_AT = _SINCE_2_AT + _SINCE_2.size
 
 # Codes on disk never change their meaning; 0 stands for "not known".
 _KIND_CODES = {Kind.FRESH: 1, Kind.BACKING: 2, Kind.JOINING: 3, Kind.ESTABLISHED: 4}
@@ -101,12 +109,16 @@ _PRIMARY, _CLEAN, _MET_PEER = 1, 2, 4
 IDENTIFIER_BYTES = 16
 _NAME = re.compile(rf"[A-Za-z0-9._-]{{1,{NAME_MAX_CHARACTERS}}}", re.ASCII)
 
-Resync = Mapping[str, str | int | float]
+# What is kept of a resync or a verify: a flat table.
+Note = Mapping[str, str | int | float]
 
 
 @dataclass(frozen=True)
 class Superblock:
-    """What a replica durably knows of itself and its peer. Generations are u64, 0 = none."""
+    """What a replica durably knows of itself and its peer. Generations are u64, 0 = none.
+
+    `next_size_bytes` is the size that a resize leads to while not both replicas have it yet, 0 when none is under way.
+    """
 
     sequence: int
     name: str
@@ -128,7 +140,9 @@ class Superblock:
     log_epoch: int
     protocol: str
     redundancy_lost_at: float
-    last_resync: Resync | None
+    last_resync: Note | None
+    next_size_bytes: int = 0
+    last_verify: Note | None = None
 
     @property
     def generations(self) -> Generations:
@@ -141,7 +155,7 @@ def _superblock_fault(block: Superblock) -> str:
     identifiers = (block.replica_id, block.volume_id, block.boot_id)
     checks = (
         (is_name(block.name), f"the name {block.name!r}"),
-        (_size_is_right(block.size_bytes), f"the size {block.size_bytes}"),
+        (size_is_right(block.size_bytes), f"the size {block.size_bytes}"),
         (all(len(one) == IDENTIFIER_BYTES for one in identifiers), "an identifier's length"),
         (any(block.replica_id), "an empty replica identifier"),
         (block.disk is not DiskState.CONSISTENT, "the disk state Consistent, which is never durable"),
@@ -151,11 +165,18 @@ def _superblock_fault(block: Superblock) -> str:
         (1 <= block.log_epoch <= _U64_MAX, f"log epoch {block.log_epoch}"),
         (block.protocol in ("A", "B", "C"), f"the protocol {block.protocol!r}"),
         (math.isfinite(block.redundancy_lost_at) and block.redundancy_lost_at >= 0, "the time of lost redundancy"),
+        (_next_size_is_right(block), f"the next size {block.next_size_bytes}"),
     )
     return next((why for right, why in checks if not right), "")
 
 
-def _size_is_right(size_bytes: int) -> bool:
+def _next_size_is_right(block: Superblock) -> bool:
+    size_bytes = block.next_size_bytes
+    return size_bytes == 0 or (size_bytes > block.size_bytes and size_is_right(size_bytes))
+
+
+def size_is_right(size_bytes: int) -> bool:
+    """Whether a volume can have this size."""
     return size_bytes > 0 and size_bytes % BLOCK_BYTES == 0 and size_bytes <= (_NO_EXTENT - 1) * EXTENT_BYTES
 
 
@@ -163,12 +184,13 @@ def encode_superblock(block: Superblock) -> bytes:
     """4 096 bytes. A superblock that can't be right is a bug of ours."""
     fault = _superblock_fault(block)
     assert not fault, f"superblock to be written has {fault}"
-    resync = b"" if block.last_resync is None else _encode_resync(block.last_resync)
+    resync = _encode_note(block.last_resync, "resync")
+    verify = _encode_note(block.last_verify, "verify")
     name = block.name.encode("ascii")
     return _seal(
         _SUPERBLOCK.pack(
             _SUPERBLOCK_MAGIC,
-            VERSION,
+            SUPERBLOCK_VERSION,
             _KIND_CODES[block.kind],
             _DISK_CODES[block.disk],
             0 if block.peer_disk is None else _DISK_CODES[block.peer_disk],
@@ -191,7 +213,9 @@ def encode_superblock(block: Superblock) -> bytes:
             name,
         )
         + _HISTORY.pack(*block.history, *[0] * (HISTORY_MAX - len(block.history)))
-        + resync
+        + resync.ljust(NOTE_BYTES_MAX, b"\0")
+        + _SINCE_2.pack(block.next_size_bytes, len(verify))
+        + verify
     )
 
 
@@ -200,6 +224,7 @@ def decode_superblock(raw: bytes) -> Superblock:
     what = "superblock"
     body = _check(raw, _SUPERBLOCK_MAGIC, what)
     fields = _SUPERBLOCK.unpack_from(body)
+    next_size_bytes, verify_length = _SINCE_2.unpack_from(body, _SINCE_2_AT) if fields[1] >= 2 else (0, 0)
     kind, disk, peer_disk, flags, name_length, history_count, protocol, resync_length, log_slots = fields[2:11]
     if kind not in _KINDS or disk not in _DISKS or (peer_disk and peer_disk not in _DISKS):
         raise DamagedRecord(what, f"it has kind {kind}, disk state {disk}, the peer's {peer_disk}")
@@ -226,37 +251,43 @@ def decode_superblock(raw: bytes) -> Superblock:
         boot_id=fields[20],
         name=fields[21][:name_length].decode("latin-1"),
         history=_HISTORY.unpack_from(body, _SUPERBLOCK.size)[:history_count],
-        last_resync=_decode_resync(body, resync_length) if resync_length else None,
+        last_resync=_decode_note(body, _RESYNC_AT, resync_length, "resync"),
+        next_size_bytes=next_size_bytes,
+        last_verify=_decode_note(body, _VERIFY_AT, verify_length, "verify"),
     )
     if fault := _superblock_fault(block):
         raise DamagedRecord(what, f"it has {fault}")
     return block
 
 
-def _encode_resync(resync: Resync) -> bytes:
-    assert _resync_is_right(resync), f"note of the last resync to be written is {resync!r}"
-    encoded = _resync_bytes(resync)
-    assert len(encoded) <= LAST_RESYNC_BYTES_MAX, f"note of the last resync to be written has {len(encoded)} bytes"
+def _encode_note(note: Note | None, of: str) -> bytes:
+    if note is None:
+        return b""
+    assert _note_is_right(note), f"note on the last {of} to be written is {note!r}"
+    encoded = _note_bytes(note)
+    assert len(encoded) <= NOTE_BYTES_MAX, f"note on the last {of} to be written has {len(encoded)} bytes"
     return encoded
 
 
-def _decode_resync(body: bytes, length: int) -> Resync:
+def _decode_note(body: bytes, start: int, length: int, of: str) -> Note | None:
+    if not length:
+        return None
     fault = ""
-    resync: object = None
+    note: object = None
     try:
-        resync = json.loads(body[_RESYNC_AT : _RESYNC_AT + length])
+        note = json.loads(body[start : start + length])
     except (ValueError, RecursionError) as error:
         fault = str(error)
-    if length > LAST_RESYNC_BYTES_MAX or not isinstance(resync, dict) or not _resync_is_right(resync):
-        raise DamagedRecord("superblock", f"its note on the last resync can't be read: {fault or 'no table of values'}")
-    return resync
+    if length > NOTE_BYTES_MAX or not isinstance(note, dict) or not _note_is_right(note):
+        raise DamagedRecord("superblock", f"its note on the last {of} can't be read: {fault or 'no table of values'}")
+    return note
 
 
 def is_note(value: object) -> bool:
     """Whether a superblock can keep it: a flat table of words and numbers that is not too long."""
-    if not isinstance(value, dict) or not _resync_is_right(value):
+    if not isinstance(value, dict) or not _note_is_right(value):
         return False
-    return len(_resync_bytes(value)) <= LAST_RESYNC_BYTES_MAX
+    return len(_note_bytes(value)) <= NOTE_BYTES_MAX
 
 
 def is_name(text: str) -> bool:
@@ -264,18 +295,17 @@ def is_name(text: str) -> bool:
     return _NAME.fullmatch(text) is not None
 
 
-def _resync_bytes(resync: Resync) -> bytes:
-    return json.dumps(dict(resync), separators=(",", ":")).encode("ascii")
+def _note_bytes(note: Note) -> bytes:
+    return json.dumps(dict(note), separators=(",", ":")).encode("ascii")
 
 
-def _resync_is_right(resync: Resync) -> bool:
-    values = resync.values()
+def _note_is_right(note: Note) -> bool:
+    values = note.values()
     return all(isinstance(one, str | int) or (isinstance(one, float) and math.isfinite(one)) for one in values)
 
 
 # -- activity log -----------------------------------------------------------------------------------------------------
 
-_LOG_MAGIC = b"NMLR"
 # magic version | slots | epoch sequence | changes rotating_start rotating_count
 _LOG = struct.Struct("<4sH H QQ HHH")
 _CHANGE = struct.Struct("<HI")
@@ -336,7 +366,14 @@ def encode_log_record(record: LogRecord) -> bytes:
     rotating = [_NO_EXTENT if extent is None else extent for _, extent in record.rotating]
     start = record.rotating[0][0] if record.rotating else 0
     head = _LOG.pack(
-        _LOG_MAGIC, VERSION, record.slots, record.epoch, record.sequence, len(changes), start, len(rotating)
+        _LOG_MAGIC,
+        _LOG_VERSION,
+        record.slots,
+        record.epoch,
+        record.sequence,
+        len(changes),
+        start,
+        len(rotating),
     )
     return _seal(head + b"".join(changes) + struct.pack(f"<{len(rotating)}I", *rotating))
 
@@ -364,7 +401,6 @@ def _slot(slot: int, number: int) -> Slot:
 
 # -- dirty map --------------------------------------------------------------------------------------------------------
 
-_MAP_MAGIC = b"NMMP"
 _MAP = struct.Struct("<4sH xx Q")
 _BITMAP_BYTES = BLOCKS_PER_EXTENT // 8
 
@@ -372,7 +408,7 @@ _BITMAP_BYTES = BLOCKS_PER_EXTENT // 8
 def encode_map_page(index: int, bitmaps: Sequence[int]) -> bytes:
     """The page that holds these extents' bitmaps (block i is bit i); missing ones at the volume's end are clean."""
     assert len(bitmaps) <= EXTENTS_PER_PAGE, f"{len(bitmaps)} extents for one page"
-    return _seal(_MAP.pack(_MAP_MAGIC, VERSION, index) + b"".join([_bitmap_bytes(bits) for bits in bitmaps]))
+    return _seal(_MAP.pack(_MAP_MAGIC, _MAP_VERSION, index) + b"".join([_bitmap_bytes(bits) for bits in bitmaps]))
 
 
 def _bitmap_bytes(bits: int) -> bytes:

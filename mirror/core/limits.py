@@ -41,8 +41,8 @@ LOG_SLICE = 160
 # Extents whose bitmaps (128 bytes each) one record of the dirty map holds, beside its header and checksum.
 EXTENTS_PER_PAGE = 31
 
-# The note of the last resync in the superblock: five short values as JSON.
-LAST_RESYNC_BYTES_MAX = 512
+# A note in the superblock (on the last resync, on the last verify): some short values as JSON.
+NOTE_BYTES_MAX = 512
 
 # Zeroes are written in pieces of this size where the file can't make holes: large enough that system calls don't count.
 ZERO_PIECE_BYTES = 1 * MIB

@@ -91,6 +91,7 @@ FULLEST = dataclasses.replace(
     protocol="A",
     redundancy_lost_at=1800000000.25,
     last_resync={"started": 1800000001.5, "dirty_bytes": 2**63, "words": 'é " \\ \u2028', "seconds": 0.125},
+    last_verify={"started": 1800000002.5, "ended": 1800000003.5, "checked_bytes": 2**63, "result": "equal"},
 )
 SUPERBLOCKS = {
     "fresh": FRESH,
@@ -118,6 +119,9 @@ SUPERBLOCKS = {
         disk=DiskState.INCONSISTENT,
         peer_disk=DiskState.UP_TO_DATE,
         clean=False,
+    ),
+    "resizing": dataclasses.replace(
+        FRESH, sequence=5, kind=Kind.ESTABLISHED, clean=False, next_size_bytes=SIZE_BYTES + 40 * EXTENT_BYTES
     ),
     "failed": dataclasses.replace(FRESH, sequence=4, kind=Kind.ESTABLISHED, disk=DiskState.FAILED, clean=False),
 }
@@ -353,7 +357,7 @@ def write_sums(directory: Path) -> None:
 def main() -> int:
     written = False
     for name, write in (
-        (f"metadata-{layout.VERSION}", write_metadata),
+        (f"metadata-{layout.SUPERBLOCK_VERSION}", write_metadata),
         (f"wire-{SESSION_VERSION}", write_wire),
     ):
         directory = HERE / name

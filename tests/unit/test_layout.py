@@ -63,17 +63,25 @@ SUPERBLOCK = Superblock(
     protocol="C",
     redundancy_lost_at=1.5e9,
     last_resync={"started": "2024-01-01T00:00:00Z", "dirty_bytes": 4096, "seconds": 0.25},
+    next_size_bytes=11 * EXTENT_BYTES,
+    last_verify={"started": 1.5e9, "ended": 1.6e9, "checked_bytes": 4096, "differing_bytes": 0, "result": "equal"},
 )
 LOG_RECORD = LogRecord(
     epoch=3, sequence=70, slots=400, changes=((5, 77), (399, None)), rotating=((160, 1), (161, None))
 )
 
 u64 = st.integers(0, 2**64 - 1)
+notes = st.none() | st.dictionaries(
+    st.text(max_size=12),
+    st.text(max_size=10) | st.integers(0, 2**63) | st.floats(allow_nan=False, allow_infinity=False),
+    max_size=3,
+)
 superblocks = st.builds(
     Superblock,
     sequence=u64,
     name=st.from_regex(r"[A-Za-z0-9._-]{1,63}", fullmatch=True),
     size_bytes=st.integers(1, 2**41).map(lambda blocks: blocks * BLOCK_BYTES),
+    next_size_bytes=st.just(0) | st.integers(2**41 + 1, 2**41 + 99).map(lambda blocks: blocks * BLOCK_BYTES),
     replica_id=st.binary(min_size=16, max_size=16).filter(any),
     volume_id=st.binary(min_size=16, max_size=16),
     kind=st.sampled_from(Kind),
@@ -91,12 +99,8 @@ superblocks = st.builds(
     log_epoch=st.integers(1, 2**64 - 1),
     protocol=st.sampled_from("ABC"),
     redundancy_lost_at=st.floats(0, 1e12),
-    last_resync=st.none()
-    | st.dictionaries(
-        st.text(max_size=12),
-        st.text(max_size=10) | st.integers(0, 2**63) | st.floats(allow_nan=False, allow_infinity=False),
-        max_size=3,
-    ),
+    last_resync=notes,
+    last_verify=notes,
 )
 
 
@@ -160,7 +164,11 @@ def test_the_largest_records_fit() -> None:
     full = [2**BLOCKS_PER_EXTENT - 1] * EXTENTS_PER_PAGE
     assert decode_map_page(encode_map_page(2**63, full), 2**63) == full
     block = dataclasses.replace(
-        SUPERBLOCK, name="n" * 63, history=(2**64 - 1,) * HISTORY_MAX, last_resync={"x": "y" * 500}
+        SUPERBLOCK,
+        name="n" * 63,
+        history=(2**64 - 1,) * HISTORY_MAX,
+        last_resync={"x": "y" * 500},
+        last_verify={"z": "y" * 500},
     )
     assert decode_superblock(encode_superblock(block)) == block
 
@@ -216,18 +224,31 @@ def test_the_checksum_is_crc_32c(raw: bytes, decode: Callable[[bytes], Any]) -> 
 
 
 @every_kind
-@pytest.mark.parametrize("version", [0, 2, 65535])
+@pytest.mark.parametrize("version", [0, 3, 65535])
 def test_another_version_is_named(raw: bytes, decode: Callable[[bytes], Any], version: int) -> None:
     with pytest.raises(UnknownVersion) as caught:
         decode(seal(raw[:4] + struct.pack("<H", version) + raw[6:-4]))
-    assert (caught.value.found, caught.value.known) == (version, layout.VERSION)
+    assert (caught.value.found, caught.value.known) == (version, layout.VERSIONS[raw[:4]])
     assert caught.value.remedy
+
+
+def test_each_kind_of_record_has_a_version_of_its_own() -> None:
+    assert {raw[:4]: struct.unpack("<H", raw[4:6])[0] for _, raw, _ in KINDS} == layout.VERSIONS
+
+
+def test_a_superblock_of_version_1_knows_of_no_resize_and_no_verify() -> None:
+    older = dataclasses.replace(SUPERBLOCK, next_size_bytes=0, last_verify=None)
+    raw = encode_superblock(older)
+    assert decode_superblock(seal(raw[:4] + struct.pack("<H", 1) + raw[6:-4])) == older
+    # Whatever stands where version 1 had nothing is not looked at.
+    raw = encode_superblock(SUPERBLOCK)
+    assert decode_superblock(seal(raw[:4] + struct.pack("<H", 1) + raw[6:-4])) == older
 
 
 @every_kind
 def test_a_version_is_not_believed_without_the_checksum(raw: bytes, decode: Callable[[bytes], Any]) -> None:
     with pytest.raises(DamagedRecord):
-        decode(raw[:4] + b"\x02" + raw[5:])
+        decode(raw[:4] + b"\x09" + raw[5:])
 
 
 def decodes_or_is_damage(decode: Callable[[bytes], Any], body: bytes) -> bool:
@@ -272,6 +293,7 @@ def test_random_bytes_end_in_a_record_or_a_named_error(
         {"size_bytes": 0},
         {"size_bytes": BLOCK_BYTES + 1},
         {"size_bytes": 2**63},
+        {"size_bytes": 12 * EXTENT_BYTES},
         {"replica_id": bytes(16)},
         {"volume_id": b"short"},
         {"disk": DiskState.CONSISTENT},
@@ -284,6 +306,10 @@ def test_random_bytes_end_in_a_record_or_a_named_error(
         {"log_epoch": 0},
         {"protocol": "D"},
         {"redundancy_lost_at": float("nan")},
+        {"next_size_bytes": 10 * EXTENT_BYTES},
+        {"next_size_bytes": 10 * EXTENT_BYTES + 1},
+        {"next_size_bytes": 2**63},
+        {"last_verify": {"x": "y" * 600}},
         {"last_resync": {"x": "y" * 600}},
         {"last_resync": {"x": float("inf")}},
         {"last_resync": {"x": [1]}},
