@@ -30,7 +30,10 @@ PROTOCOLS = ("A", "B", "C")
 NBD_DEFAULT_PORT = 10809
 
 # Nobody writes more than a few lines; a larger file is another file by mistake.
-FILE_BYTES_MAX = 64 * 1024
+FILE_BYTES_MAX = 16 * 1024
+# The longest line holds a path (PATH_MAX is 4096). Python's TOML reader takes memory by the square of a dotted key's
+# length: 4 GiB for one of 64 KiB.
+LINE_CHARACTERS_MAX = 4200
 # A wrong value is repeated in the message as far as this.
 SHOWN_CHARACTERS_MAX = 200
 # What the domain name system takes (RFC 1035); Python raises UnicodeError, no OSError, for a longer label.
@@ -337,6 +340,12 @@ def _not_a_replica(path: Path) -> ConfigError:
 
 def parse(text: str, path: Path) -> Config:
     """The contents of a volume.toml -> Config. `path` is for messages only."""
+    for number, line in enumerate(text.split("\n"), start=1):
+        if len(line) > LINE_CHARACTERS_MAX:
+            raise ConfigError(
+                f"{path}, line {number}: {len(line)} characters, more than {LINE_CHARACTERS_MAX}",
+                remedy="a line is one key and its value",
+            )
     try:
         table = tomllib.loads(text)
     except (ValueError, RecursionError) as error:  # not only TOMLDecodeError: a number of 5 000 digits, say

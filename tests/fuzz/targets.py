@@ -234,6 +234,8 @@ def blocks_of(found: dict[str, Any]) -> set[int]:
 
 # -- volume.toml ------------------------------------------------------------------------------------------------------
 
+CONFIG_BYTES = 96 * MIB
+
 
 @cache
 def directory() -> Path:
@@ -481,7 +483,7 @@ _ROWS = (
     ),
     ("log-ring", make_ring, check_ring, 4 * MIB, 1_000_000, 5),
     ("metadata", make_metadata, check_metadata, 4 * MIB, 1_000_000, 1),
-    ("volume-toml", lambda rng: mutate(rng, corpus.configurations()), check_config, 2 * MIB, 2_000_000, 20),
+    ("volume-toml", lambda rng: mutate(rng, corpus.configurations()), check_config, CONFIG_BYTES, 2_000_000, 20),
     ("connection", make_connection, check_connection, RECEIVE_BUFFER_BYTES + 512 * KIB, 50_000, 30),
     ("messages", make_messages, check_messages, RECEIVE_BUFFER_BYTES + 512 * KIB, 50_000, 40),
     ("messages-resealed", make_sealed_messages, check_sealed_messages, REQUEST_BYTES_MAX + 512 * KIB, 50_000, 40),

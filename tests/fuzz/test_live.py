@@ -6,6 +6,7 @@ in every run (NBDMIRROR_FUZZ_SEED=n makes others).
 
 import contextlib
 import json
+import logging
 import random
 import socket
 import threading
@@ -39,6 +40,8 @@ def nothing_unhandled(bound_bytes: int) -> Iterator[None]:
     """No thread ends with an exception inside, and nobody takes more memory than this beyond what was there."""
     unhandled: list[Any] = []
     former, threading.excepthook = threading.excepthook, unhandled.append
+    # pytest keeps what is logged, and that is no cost of theirs.
+    logging.disable(logging.CRITICAL)
     tracemalloc.start()
     try:
         yield
@@ -46,6 +49,7 @@ def nothing_unhandled(bound_bytes: int) -> Iterator[None]:
     finally:
         tracemalloc.stop()
         threading.excepthook = former
+        logging.disable(logging.NOTSET)
     assert not unhandled, unhandled
     assert peak < bound_bytes, f"{peak} bytes"
 
