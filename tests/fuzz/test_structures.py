@@ -24,7 +24,7 @@ from tests.fuzz.targets import check_connection, check_control, check_hello, che
 
 PATH = Path("volume.toml")
 
-examples = pytest.mark.parametrize("count", [100, pytest.param(5000, marks=pytest.mark.long)])
+examples = pytest.mark.parametrize("count", [50, pytest.param(5000, marks=pytest.mark.long)])
 
 
 def search(count: int, test: Any) -> None:
