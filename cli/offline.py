@@ -15,7 +15,7 @@ from mirror.core.activity_log import ActivityLog, DamagedLog, Rebuilt
 from mirror.core.dirty_map import DirtyMap
 from mirror.core.errors import DamagedRecord, UnknownVersion
 from mirror.core.layout import LogRecord, Superblock
-from mirror.core.limits import BLOCK_BYTES
+from mirror.core.limits import BLOCK_BYTES, EXTENTS_PER_PAGE
 from mirror.core.recovery import Copies, Dirty, Recovery
 from mirror.core.states import DiskState
 from mirror.replica import state_at_rest
@@ -76,17 +76,16 @@ def _read_body(store: Store, superblock: Superblock) -> Body:
 
 def _read_map(store: Store, size_bytes: int) -> tuple[DirtyMap, dict[int, Damage]]:
     dirty = DirtyMap(size_bytes)
-    geometry = layout.Geometry(size_bytes)
     damaged: dict[int, Damage] = {}
     for index, raw in store.read_map():
         try:
-            bitmaps = layout.decode_map_page(raw, index)
+            for extent, bits in enumerate(layout.decode_map_page(raw, index), index * EXTENTS_PER_PAGE):
+                if bits:
+                    dirty.set_bits(extent, bits)
         except (DamagedRecord, UnknownVersion) as error:
             damaged[index] = error
-            continue
-        for extent, bits in zip(geometry.extents_of_page(index), bitmaps, strict=False):
-            if bits:
-                dirty.set_bits(extent, bits)
+        except ValueError as error:  # blocks behind the volume
+            damaged[index] = DamagedRecord(f"map page {index}", str(error))
     return dirty, damaged
 
 

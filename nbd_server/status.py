@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from mirror.core.states import ConnectionState, DiskState
+from mirror.core.wire import words
 from mirror.peer import Peer
 from mirror.primary import Primary
 from mirror.replica import Replica
@@ -58,11 +59,17 @@ def last_resync(record: Mapping[str, Any] | None) -> dict[str, Any] | None:
     """The superblock's note of the last resync, its start as ISO time."""
     if record is None:
         return None
-    return {**record, "started": iso_time(float(record["started"]))}
+    return {**record, "started": iso_time(record.get("started"))}
 
 
-def iso_time(seconds: float) -> str:
-    return datetime.datetime.fromtimestamp(seconds, datetime.UTC).isoformat(timespec="seconds")
+def iso_time(seconds: object) -> str:
+    """A moment in words. It may be the peer's word for it, so it may be anything."""
+    if isinstance(seconds, int | float):
+        try:
+            return datetime.datetime.fromtimestamp(seconds, datetime.UTC).isoformat(timespec="seconds")
+        except (OverflowError, OSError, ValueError):
+            pass
+    return f"at an unknown time ({words(seconds)})"
 
 
 def _peer(config: Config, replica: Replica, peer: Peer | None) -> dict[str, Any]:

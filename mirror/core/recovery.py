@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 from mirror.core.activity_log import DamagedLog, Rebuilt
 from mirror.core.errors import DamagedRecord, MirrorError, UnknownVersion
-from mirror.core.layout import Superblock, decode_superblock
+from mirror.core.layout import Geometry, Superblock, decode_superblock
 from mirror.core.limits import LOG_RING_RECORDS
 
 
@@ -257,6 +257,8 @@ class Recovery:
 
 def classify(superblock: Superblock, log: Rebuilt | DamagedLog, damaged_pages: Sequence[int]) -> Recovery:
     """What the log (of the superblock's epoch) and the map mean."""
+    if isinstance(log, Rebuilt) and max(log.extents, default=0) >= Geometry(superblock.size_bytes).extents:
+        log = DamagedLog(f"it names extent {max(log.extents)}, which is outside the volume", ())
     damaged = isinstance(log, DamagedLog)
     kind = Log.DAMAGED if isinstance(log, DamagedLog) else Log.EXTENTS if log.extents else Log.EMPTY
     row = STATES[superblock.clean, superblock.primary, kind]

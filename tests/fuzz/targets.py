@@ -17,6 +17,7 @@ from typing import Any
 
 import crc32c
 
+from cli import inspect, offline
 from mirror import handshake
 from mirror.core import wire
 from mirror.core.activity_log import ActivityLog, DamagedLog, Rebuilt
@@ -201,14 +202,34 @@ def make_metadata(rng: random.Random) -> bytes:
     for _ in range(rng.choice((1, 1, 2, 3))):
         # Superblocks, the map page and the first log records are the ones that matter.
         at = rng.choice((0, 1, len(whole) - 1, 2, 3, rng.randrange(len(whole))))
-        changed = mutate(rng, [whole[at]]).ljust(RECORD_BYTES, b"\0")[:RECORD_BYTES]
-        whole[at] = reseal(changed) if rng.random() < 0.2 else changed
+        if rng.random() < 0.3:
+            head = 6 + len(whole[at][6:].rstrip(b"\0"))
+            whole[at] = reseal(whole[at][:6] + mutate(rng, [whole[at][6 : min(head + 8, RECORD_BYTES - 4)]]))
+        else:
+            whole[at] = mutate(rng, [whole[at]]).ljust(RECORD_BYTES, b"\0")[:RECORD_BYTES]
     return bytes((number,)) + b"".join(whole)
+
+
+def look_at(whole: bytes) -> None:
+    """`inspect` and `status` of a replica that nothing serves: in words, whatever is there."""
+    path = Path(scratch().name) / "inspected"
+    path.mkdir(exist_ok=True)
+    (path / "meta").write_bytes(whole)
+    with (path / "data").open("wb") as file:
+        file.truncate(8 * MIB)
+    known = config.Config("vol")
+    (path / config.FILE_NAME).write_text(config.render(known))
+    for look in (lambda: inspect._look(path, served=False), lambda: offline.status(path, known)):
+        try:
+            look()
+        except MirrorError:
+            pass
 
 
 def check_metadata(raw: bytes) -> None:
     number, whole = raw[0], raw[1:]
     sound = corpus.metadata_files()[number]
+    look_at(whole)
     try:
         found = record.found_at_start(whole)
     except MirrorError:

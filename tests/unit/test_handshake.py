@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from cli import offline
 from mirror import handshake
 from mirror.core.dirty_map import DirtyMap
 from mirror.core.errors import LinkLost, MirrorError, ProtocolError
@@ -290,6 +291,18 @@ def test_what_is_no_answer_is_not_taken_for_one(tmp_path: Path, monkeypatch: pyt
         assert first._replica.superblock.peer_disk is DiskState.OUTDATED
 
 
+@pytest.mark.parametrize("started", [None, "then", 1e300, -1, True, 10**30])
+def test_a_result_of_a_resync_that_says_nothing_sensible_can_be_shown(tmp_path: Path, started: object) -> None:
+    """It is the source's word, and durable: a status that fails on it would fail for ever."""
+    result = {} if started is None else {"started": started}
+    with pair(tmp_path) as (first, second):
+        session_of(first).request(
+            "sync_finished", 5.0, current=first._replica.superblock.current, history=[], result=result
+        )
+        assert second._replica.superblock.last_resync == result
+        assert "started" in second.status()["last_resync"]
+
+
 # -- maps -------------------------------------------------------------------------------------------------------------
 
 
@@ -336,6 +349,7 @@ def test_a_sound_map_page_that_names_blocks_behind_the_volume_is_damage(tmp_path
         with (tmp_path / "a" / "meta").open("r+b") as file:
             file.seek(geometry.map_page_offset(0))
             file.write(encode_map_page(0, bits))
+        assert [*offline.read(tmp_path / "a").body.damaged_pages] == [0]  # type: ignore[union-attr]
         volume = Volume.open(tmp_path / "a", StartOptions(), Runtime(), lambda: None)
         # Whatever is in doubt is dirty: all of the volume that this page holds.
         assert volume._replica.dirty.dirty_bytes == EXTENT_BYTES + 4096

@@ -14,7 +14,7 @@ from mirror.core.activity_log import DamagedLog, Rebuilt
 from mirror.core.errors import UnknownVersion
 from mirror.core.generation import Kind
 from mirror.core.layout import Superblock, decode_superblock, encode_superblock
-from mirror.core.limits import LOG_RING_RECORDS, RECORD_BYTES
+from mirror.core.limits import EXTENT_BYTES, LOG_RING_RECORDS, RECORD_BYTES
 from mirror.core.recovery import Copy, Dirty, Log, choose_superblock, classify
 from mirror.core.states import DiskState
 
@@ -146,7 +146,8 @@ EVERY_LOG = [(kind, log) for kind, logs in LOGS.items() for log in logs]
 def test_every_state_has_its_row(
     clean: bool, primary: bool, kind: Log, log: Rebuilt | DamagedLog, pages: tuple[int, ...]
 ) -> None:
-    found = classify(dataclasses.replace(BLOCK, clean=clean, primary=primary), log, pages)
+    size_bytes = (max(EXTENTS) + 1) * EXTENT_BYTES
+    found = classify(dataclasses.replace(BLOCK, clean=clean, primary=primary, size_bytes=size_bytes), log, pages)
     crashed = not clean
     assert found.crashed == crashed
     assert found.crashed_primary == primary
@@ -173,3 +174,12 @@ def test_the_table_of_states_is_whole_and_every_row_has_its_own_name() -> None:
     rows = {*recovery.STATES.values(), *recovery.COPIES.values(), recovery.MAP_DAMAGED, recovery.LOG_TORN}
     assert len({row.name for row in rows}) == len(rows)
     assert {Copy.NEWER, Copy.OLDER, Copy.EQUAL} < {copy for pair in recovery.COPIES for copy in pair}
+
+
+def test_a_log_that_names_an_extent_outside_the_volume_is_damaged() -> None:
+    block = dataclasses.replace(BLOCK, clean=False, primary=True)
+    inside, outside = (Rebuilt(frozenset({0, extent}), 5, (), None) for extent in (0, 1))
+    assert classify(block, inside, []).extents == {0}
+    found = classify(block, outside, [])
+    assert (found.rows[0].name, found.dirty, found.extents) == ("primary-crashed-log-damaged", Dirty.ALL, frozenset())
+    assert "outside the volume" in found.warnings[0]
