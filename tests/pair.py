@@ -77,6 +77,16 @@ def serve(directory: Path, primary: bool = False) -> Volume:
     return volume
 
 
+def stop(volume: Volume) -> bool:
+    """Stop it, and wait until the last session's sockets are closed: a stop itself does not wait so long."""
+    clean = volume.stop(5.0)
+    manager = peer_of(volume)._manager
+    assert manager is not None
+    manager.join(PATIENCE_S)
+    assert not manager.is_alive()
+    return clean
+
+
 @contextmanager
 def pair(
     directory: Path, protocol: str = "C", ports: tuple[int, int, int, int] | None = None
@@ -95,6 +105,6 @@ def pair(
             assert first._replica.role is Role.PRIMARY
             yield first, second
         finally:
-            first.stop(5.0)
+            stop(first)
     finally:
-        second.stop(5.0)
+        stop(second)

@@ -26,7 +26,7 @@ from mirror.link import GREETINGS_MAX, RECEIVE_BUFFER_BYTES
 from nbd_server.volume import Volume
 from tests.fuzz import corpus, engine
 from tests.fuzz.mutation import mutate
-from tests.pair import create, free_port, pair, peer_of, serve, session_of, wait_ended, wait_in_step
+from tests.pair import create, free_port, pair, peer_of, serve, session_of, stop, wait_ended, wait_in_step
 
 PATIENCE_S = 10
 # 128 greetings with a buffer and a first message each; what threads, sockets and logs take comes on top.
@@ -102,7 +102,7 @@ def test_a_replica_that_waits_for_its_peer_survives_whoever_says_to_be_it(
         "features": peer_of(other)._features(),
         "session": 12345,
     }
-    other.stop(5.0)
+    stop(other)
     volume = serve(tmp_path / "a")
     try:
         with nothing_unhandled(STRANGERS_BYTES):
@@ -112,7 +112,7 @@ def test_a_replica_that_waits_for_its_peer_survives_whoever_says_to_be_it(
         copies = volume._replica.store.read_superblock_copies()
         assert layout.decode_superblock(copies[0]) == layout.decode_superblock(copies[1])
     finally:
-        assert volume.stop(5.0)
+        assert stop(volume)
 
 
 ANY_VALUES: tuple[Any, ...] = (None, True, -1, 0, 1, 2**63, 2**64, 1.5, "", "x", "0" * 32, [], [1], [[1, "1"]], {})

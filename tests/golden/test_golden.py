@@ -11,6 +11,7 @@ import pytest
 
 from mirror import handshake
 from mirror.core import layout, wire
+from mirror.core.errors import ProtocolError, UnknownVersion
 from mirror.core.layout import decode_log_record, decode_map_page, decode_superblock
 from mirror.core.limits import BLOCK_BYTES, EXTENTS_PER_PAGE, RECORD_BYTES
 from mirror.core.wire import Flag
@@ -180,6 +181,35 @@ def test_the_versions_in_the_document_are_those_of_the_code() -> None:
     assert told == {"ZMTP": "3.0", "header": str(wire.VERSION), "session protocol": str(wire.SESSION_VERSION)}
     brought = [int(row["version"]) for row in by_docs.table("protocol.md", "Versions", "version")]
     assert brought == list(range(1, wire.SESSION_VERSION + 1))
+
+
+def test_what_is_said_of_another_version_is_what_the_documents_say(monkeypatch: pytest.MonkeyPatch) -> None:
+    raw = bytearray(layout.encode_superblock(record.FRESH))
+    raw[4] = 9
+    raw[-4:] = wire.crc32c(raw[:-4]).to_bytes(4, "little")
+    with pytest.raises(UnknownVersion) as unknown:
+        decode_superblock(bytes(raw))
+    assert f"    {unknown.value}\n" in by_docs.section("format.md", "Versions")
+    told = {row["rule"].strip("`"): row["said"].strip("`") for row in by_docs.table("protocol.md", "Versions", "rule")}
+    newer = {"version": wire.SESSION_VERSION + 2, "version_min": wire.SESSION_VERSION + 1}
+    with pytest.raises(handshake.Refusal) as too_new:
+        handshake.check_versions(newer)
+    assert str(too_new.value) == told["peer-too-new"]
+    monkeypatch.setattr(handshake, "SESSION_VERSION_MIN", 2)
+    with pytest.raises(handshake.Refusal) as too_old:
+        handshake.check_versions({})
+    for words in ("peer-too-old", "upgrade nbdmirror on the peer's node"):
+        assert words in str(too_old.value)
+        assert words in told["peer-too-old"]
+    body = bytearray(wire.encode_message(*[1] * 10)[2:])
+    body[2] = 2
+    with pytest.raises(ProtocolError) as header:
+        wire.decode_header(bytes(body))
+    other = {row["what"]: row["another one"] for row in by_docs.table("protocol.md", "Versions", "what")}
+    assert str(header.value) in other["header"]
+    with pytest.raises(ProtocolError) as zmtp:
+        wire.check_greeting_start(wire.greeting()[:10] + b"\x01")
+    assert str(zmtp.value) in other["ZMTP"]
 
 
 def test_the_codes_in_the_document_are_those_of_the_code() -> None:

@@ -181,6 +181,23 @@ def test_a_bit_that_flips_between_entry_and_send_is_never_written_by_the_peer(
             assert a[4096:8192] == whole
 
 
+@pytest.mark.parametrize("protocol", ["A", "B", "C"])
+def test_data_is_summed_once_by_each_side(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, protocol: str) -> None:
+    with pair(tmp_path, protocol) as (first, _):
+        summed: list[int] = []
+
+        def count(data: bytes) -> int:
+            summed.append(len(data))
+            checksum: int = crc32c.crc32c(data)
+            return checksum
+
+        monkeypatch.setattr(wire, "_crc", count)
+        first.write(memoryview(BLOCK), 0, False)
+        first._primary.wait_applied()
+        monkeypatch.undo()
+        assert summed.count(len(BLOCK)) == 2
+
+
 def test_a_bit_that_flips_while_data_is_unpacked_is_never_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

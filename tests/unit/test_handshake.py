@@ -19,7 +19,7 @@ from mirror.core.wire import SESSION_VERSION, SESSION_VERSION_MIN, Flag, Message
 from mirror.handshake import Refusal, decode_standing, encode_standing, parse_hello
 from mirror.runtime import Runtime
 from nbd_server.volume import StartOptions, Volume
-from tests.pair import SIZE_BYTES, create, free_port, pair, peer_of, serve, session_of, wait_ended
+from tests.pair import SIZE_BYTES, create, free_port, pair, peer_of, serve, session_of, stop, wait_ended
 
 STANDING = Standing(
     replica_id=bytes(range(16)),
@@ -161,8 +161,8 @@ def test_two_replicas_of_different_versions_say_so_on_both_sides(tmp_path: Path)
                 with peer.changed:
                     assert peer.changed.wait_for(lambda: "peer-too-new" in peer.reason, 10), peer.reason  # noqa: B023
         finally:
-            first.stop(5.0)
-            second.stop(5.0)
+            stop(first)
+            stop(second)
 
 
 # -- control messages of a session ------------------------------------------------------------------------------------
