@@ -1,6 +1,7 @@
 """Commands to a live server, as the thin verbs give them."""
 
 from pathlib import Path
+from typing import Any
 
 from cli import output
 from mirror.core.errors import MirrorError, OperatorError
@@ -13,17 +14,25 @@ DEMOTE_S = 30.0
 SWITCH_S = 45.0
 CONNECT_S = 15.0
 DISCONNECT_S = 15.0
+# A peer on a silent host is given up after 2 s; a large map takes some more.
+PLAN_S = 15.0
+DIFF_S = 30.0
 
 
 def ask(directory: Path, command: str, timeout_s: float, **arguments: object) -> None:
     """Send a command, print what the server says; its warnings go to stderr. Raises MirrorError."""
-    try:
-        result = control.request(directory, command, timeout_s, **arguments)
-    except control.NotServing as error:
-        raise _why_not_served(directory, error) from None
+    result = fetch(directory, command, timeout_s, **arguments)
     output.say(result.get("message") or "done")
     for warning in result.get("warnings", []):
         output.warn(warning)
+
+
+def fetch(directory: Path, command: str, timeout_s: float, **arguments: object) -> dict[str, Any]:
+    """Send a command and return what the server says. Raises MirrorError."""
+    try:
+        return control.request(directory, command, timeout_s, **arguments)
+    except control.NotServing as error:
+        raise _why_not_served(directory, error) from None
 
 
 def _why_not_served(directory: Path, error: OperatorError) -> MirrorError:

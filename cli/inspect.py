@@ -185,7 +185,7 @@ def _show_map(known: Superblock, body: Body, findings: Findings) -> None:
     for index, error in list(body.damaged_pages.items())[:8]:
         findings.damaged(f"page {index}", f"page {index} of the dirty map", _why(error))
     findings.add("dirty", f"{output.size_text(body.dirty.dirty_bytes)} missing on the peer")
-    at_start = offline.dirty_bytes_at_start(known, body)
+    at_start = offline.dirty_at_start(known, body).dirty_bytes
     if at_start != body.dirty.dirty_bytes:
         findings.add("with the log", f"{output.size_text(at_start)} would be compared at the next contact")
 

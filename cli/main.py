@@ -14,6 +14,7 @@ from cli.create import create
 from cli.demo import demo
 from cli.demote import demote
 from cli.destroy import destroy
+from cli.diff import diff
 from cli.disconnect import disconnect
 from cli.inspect import inspect
 from cli.invalidate import invalidate
@@ -23,7 +24,7 @@ from cli.status import status
 from cli.switch import switch
 from mirror.core.errors import MirrorError
 
-VERBS = (create, serve, status, promote, demote, switch, connect, disconnect, invalidate, inspect, destroy, demo)
+VERBS = (create, serve, status, promote, demote, switch, connect, disconnect, diff, invalidate, inspect, destroy, demo)
 
 
 class InOrder(click.Group):

@@ -15,7 +15,7 @@ from mirror.core.activity_log import ActivityLog, DamagedLog, Rebuilt
 from mirror.core.dirty_map import DirtyMap
 from mirror.core.errors import DamagedRecord, UnknownVersion
 from mirror.core.layout import LogRecord, Superblock
-from mirror.core.limits import BLOCK_BYTES, EXTENTS_PER_PAGE
+from mirror.core.limits import EXTENTS_PER_PAGE
 from mirror.core.recovery import Copies, Dirty, Recovery
 from mirror.core.states import DiskState
 from mirror.replica import state_at_rest
@@ -120,8 +120,10 @@ def status(directory: Path, config: Config) -> dict[str, Any]:
         "connection": None,
         "peer": {"address": str(config.peer) if config.peer else None, "role": None, "disk": peer_disk},
         "protocol": config.protocol,
+        "plan": None,
+        "retry": None,
         "generation": f"{known.current:016x}",
-        "dirty_bytes": dirty_bytes_at_start(known, body),
+        "dirty_bytes": dirty_at_start(known, body).dirty_bytes,
         "resync": None,
         "last_resync": last_resync(known.last_resync),
         "activity_log": {
@@ -137,7 +139,7 @@ def status(directory: Path, config: Config) -> dict[str, Any]:
     }
 
 
-def dirty_bytes_at_start(known: Superblock, body: Body) -> int:
+def dirty_at_start(known: Superblock, body: Body) -> DirtyMap:
     """What a start would count as dirty: the map, damaged pages, and after a crash the extents of the log."""
     dirty = DirtyMap(known.size_bytes)
     dirty.merge(body.dirty)
@@ -149,7 +151,7 @@ def dirty_bytes_at_start(known: Superblock, body: Body) -> int:
     for page in body.found.pages:
         for extent in geometry.extents_of_page(page):
             dirty.mark_extent(extent)
-    return dirty.dirty_blocks * BLOCK_BYTES
+    return dirty
 
 
 def _data_warnings(config: Config, directory: Path, known: Superblock) -> Iterator[str]:

@@ -23,6 +23,11 @@ def say(text: str | Text) -> None:
     _out.print(text if isinstance(text, Text) else Text(text))
 
 
+def say_aside(text: str) -> None:
+    """What a person wants to know and a program that reads the result must not meet: on stderr."""
+    _err.print(Text(text))
+
+
 def warn(text: str) -> None:
     _err.print(Text.assemble(("warning: ", "bold yellow"), text))
 

@@ -29,6 +29,10 @@ def _pairs(status: Status) -> Iterator[tuple[str, str | Text]]:
     if status["connection"]:
         yield "connection", _state(status["connection"])
     yield "peer", _peer(status["peer"])
+    if status["plan"]:
+        yield "plan", plan_text(status["plan"])
+    if status["retry"]:
+        yield "retry", Text(_retry(status["retry"]), "yellow")
     yield "generation", status["generation"]
     dirty = status["dirty_bytes"]
     yield "dirty", Text(f"{size_text(dirty)} missing on the peer", "yellow") if dirty else "nothing"
@@ -78,6 +82,22 @@ def _peer(peer: dict[str, Any]) -> Text | str:
     )
 
 
+def plan_text(plan: dict[str, Any]) -> str:
+    """The rule, the way, how much and how long, and why."""
+    parts = [plan["action"] if plan["direction"] is None else f"resync {plan['direction']}"]
+    if plan["bytes"]:
+        parts.append(f"at most {size_text(plan['bytes'])}")
+        expected_s = plan["expected_s"]
+        parts.append(f"about {duration_text(expected_s)}" if expected_s is not None else "duration unknown")
+    return f"{plan['rule']}: {', '.join(parts)} ({plan['reason']})"
+
+
+def _retry(retry: dict[str, Any]) -> str:
+    times = "time" if retry["failures"] == 1 else "times"
+    soon = duration_text(retry["next_try_in_s"])
+    return f"the plan failed {retry['failures']} {times}, next try in {soon}: {retry['reason']}"
+
+
 def _resync(resync: dict[str, Any]) -> str:
     total = resync["total_bytes"]
     percent = 100 * resync["done_bytes"] / total if total else 0.0
@@ -86,8 +106,9 @@ def _resync(resync: dict[str, Any]) -> str:
 
 
 def _last_resync(last: dict[str, Any]) -> str:
+    rule = f" ({last['rule']})" if last.get("rule") else ""
     return (
-        f"{last['started']}: {size_text(last['dirty_bytes'])} compared, {size_text(last['sent_bytes'])} sent, "
+        f"{last['started']}{rule}: {size_text(last['dirty_bytes'])} compared, {size_text(last['sent_bytes'])} sent, "
         f"{size_text(last['skipped_bytes'])} skipped, in {duration_text(last['seconds'])}"
     )
 

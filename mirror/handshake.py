@@ -15,11 +15,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from mirror.core import generation
+from mirror.core.dirty_map import DirtyMap
 from mirror.core.errors import OperatorError, PeerError, ProtocolError
 from mirror.core.generation import Action, Kind, Outcome, Standing
 from mirror.core.layout import IDENTIFIER_BYTES, is_name, is_note
 from mirror.core.limits import HISTORY_MAX, MAP_EXTENTS_SENT_MAX
-from mirror.core.states import DiskState, Role
+from mirror.core.policy import ALLOWED, Policies, Policy
+from mirror.core.states import DiskEvent, DiskState, Role, disk_after
 from mirror.core.wire import SESSION_VERSION, SESSION_VERSION_MIN, MessageType, decode_object, words
 from mirror.link import Stream
 from mirror.replica import Replica
@@ -82,7 +84,7 @@ class Conversation:
         if header.type is not MessageType.HELLO_REPLY:
             raise ProtocolError(f"a {header.type.name} message in answer to HELLO")
         check_versions(message)
-        return decode_standing(message.get("standing")), _features(message), words(message.get("rule"))
+        return decode_standing(message.get("standing")), features_in(message), words(message.get("rule"))
 
     def say(self, step: str, **arguments: Any) -> None:
         self.stream.send(MessageType.CONTROL, payload=json.dumps({"step": step, **arguments}).encode())
@@ -109,7 +111,7 @@ def parse_hello(payload: bytes) -> tuple[Standing, dict[str, Any], int]:
     """The first message of a dialler: its standing, its features, the session's number."""
     message = decode_object(payload, MESSAGE)
     check_versions(message)
-    return decode_standing(message.get("standing")), _features(message), _number(message.get("session"))
+    return decode_standing(message.get("standing")), features_in(message), _number(message.get("session"))
 
 
 def check_versions(message: dict[str, Any]) -> None:
@@ -134,7 +136,7 @@ def generation_in(message: dict[str, Any]) -> int:
     return _generation(message.get("resync_generation"))
 
 
-def _features(message: dict[str, Any]) -> dict[str, Any]:
+def features_in(message: dict[str, Any]) -> dict[str, Any]:
     features = message.get("features")
     if not isinstance(features, dict):
         raise ProtocolError("a handshake without features")
@@ -178,6 +180,17 @@ def _flag(value: object) -> bool:
     return value
 
 
+def _policies(value: object) -> Policies:
+    """What is not named is refused; a policy that this release does not know can't be decided by."""
+    if not isinstance(value, dict):
+        raise ProtocolError(f"{words(value)} where policies were due")
+    named = {name: Policy(value.get(name, Policy.REFUSE)) for name in Policies._fields}
+    for name, policy in named.items():
+        if policy not in ALLOWED[name]:
+            raise ProtocolError(f"the policy {policy.value} for {name}")
+    return Policies(**named)
+
+
 # Every key of a standing and how it is read. What a newer release adds is passed over; the versions say if that may be.
 _STANDING: dict[str, Callable[[Any], Any]] = {
     "replica_id": _identifier,
@@ -195,6 +208,7 @@ _STANDING: dict[str, Callable[[Any], Any]] = {
     "dirty_blocks": _number,
     "met_peer": _flag,
     "discard_my_data": _flag,
+    "policies": _policies,
 }
 assert list(_STANDING) == [field.name for field in dataclasses.fields(Standing)]
 
@@ -206,6 +220,7 @@ def encode_standing(standing: Standing) -> dict[str, Any]:
     for name in ("kind", "role", "disk"):
         fields[name] = fields[name].value
     fields["history"] = list(fields["history"])
+    fields["policies"] = {name: policy.value for name, policy in standing.policies._asdict().items()}
     return fields
 
 
@@ -214,7 +229,8 @@ def decode_standing(fields: object) -> Standing:
     if not isinstance(fields, dict):
         raise ProtocolError("a handshake without a standing")
     try:
-        return Standing(**{name: read(fields[name]) for name, read in _STANDING.items()})
+        named = {"policies": {}, **fields}
+        return Standing(**{name: read(named[name]) for name, read in _STANDING.items()})
     except (KeyError, ValueError) as error:
         raise ProtocolError(f"a standing that can't be read: {words(str(error))}") from error
 
@@ -222,7 +238,7 @@ def decode_standing(fields: object) -> Standing:
 # Deciding
 
 
-def standing(replica: Replica, discard_my_data: bool) -> Standing:
+def standing(replica: Replica, discard_my_data: bool, policies: Policies) -> Standing:
     known = replica.superblock
     with replica.books:
         dirty_blocks = replica.not_in_step().dirty_blocks
@@ -242,6 +258,7 @@ def standing(replica: Replica, discard_my_data: bool) -> Standing:
         dirty_blocks=dirty_blocks,
         met_peer=known.met_peer,
         discard_my_data=discard_my_data,
+        policies=policies,
     )
 
 
@@ -269,6 +286,17 @@ def check_protocols(mine: dict[str, Any], theirs: dict[str, Any]) -> None:
         )
 
 
+def learn(replica: Replica, outcome: Outcome) -> None:
+    """Outdated as soon as it may be known: the peer moved on, whatever comes of this handshake. Raises DeviceError.
+
+    Call while no role changes.
+    """
+    if outcome.rule in generation.PEER_MOVED_ON and outcome.action in TARGET:
+        disk = disk_after(DiskEvent.PEER_MOVED_ON, replica.superblock.disk)
+        if disk is not replica.superblock.disk:
+            replica.update(disk=disk)
+
+
 # Making it durable
 
 
@@ -279,9 +307,25 @@ def own_map(replica: Replica, plan: Plan) -> list[Any] | str | None:
     with replica.books:
         union = replica.not_in_step()
     extents = union.extents()
-    if len(extents) > MAP_EXTENTS_SENT_MAX:
-        return "all"
-    return [[extent, f"{union.bits(extent):x}"] for extent in extents]
+    return "all" if len(extents) > MAP_EXTENTS_SENT_MAX else encode_map(union, extents)
+
+
+def encode_map(dirty: DirtyMap, extents: list[int]) -> list[Any]:
+    """These extents of a map, as `add_map` reads them."""
+    return [[extent, f"{dirty.bits(extent):x}"] for extent in extents]
+
+
+def add_map(dirty: DirtyMap, their_map: object) -> None:
+    """Make dirty what the peer said is. Raises ProtocolError."""
+    if not isinstance(their_map, list) or len(their_map) > MAP_EXTENTS_SENT_MAX:
+        raise ProtocolError("the peer did not say what it changed")
+    try:
+        for extent, bits in their_map:
+            if type(extent) is not int:
+                raise ValueError(f"{words(extent)} where an extent was due")
+            dirty.set_bits(extent, int(bits, 16) | dirty.bits(extent))
+    except (TypeError, ValueError, IndexError) as error:
+        raise ProtocolError(f"a dirty map that can't be read: {error}") from error
 
 
 def prepare(replica: Replica, plan: Plan, their_map: object) -> None:
@@ -329,16 +373,7 @@ def _merge(replica: Replica, their_map: object) -> None:
         if their_map == "all":
             replica.dirty.mark_all()
             return
-        if not isinstance(their_map, list) or len(their_map) > MAP_EXTENTS_SENT_MAX:
-            raise ProtocolError("the target did not say what it changed")
-        try:
-            for extent, bits in their_map:
-                if type(extent) is not int:
-                    raise ValueError(f"{words(extent)} where an extent was due")
-                merged = int(bits, 16) | replica.dirty.bits(extent)
-                replica.dirty.set_bits(extent, merged)
-        except (TypeError, ValueError, IndexError) as error:
-            raise ProtocolError(f"a dirty map that can't be read: {error}") from error
+        add_map(replica.dirty, their_map)
 
 
 def finished_target(message: dict[str, Any]) -> dict[str, Any]:

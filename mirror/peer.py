@@ -14,16 +14,20 @@ import logging
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from mirror import handshake
+from mirror import handshake, questions
 from mirror.core import generation
+from mirror.core.backoff import Backoff
 from mirror.core.errors import LinkLost, MirrorError, OperatorError, PeerError, ProtocolError
+from mirror.core.forecast import Forecast, forecast, speed_of
 from mirror.core.generation import Action, Outcome, Standing
 from mirror.core.limits import DATA_STREAMS, SYNC_STREAMS
-from mirror.core.states import ConnectionState, DiskState
+from mirror.core.policy import REFUSE_ALWAYS, Policies
+from mirror.core.states import ConnectionState, DiskState, Role
 from mirror.core.wire import Header, MessageType, words
 from mirror.handshake import Conversation, Plan, Refusal, Wait
 from mirror.link import Listener, Stream, dial
 from mirror.primary import Primary
+from mirror.questions import Answer, Said
 from mirror.replica import Replica
 from mirror.runtime import Runtime, Thread
 from mirror.secondary import Receiver
@@ -39,8 +43,6 @@ REDIAL_MAX_S = 1.0
 DIAL_TIMEOUT_S = 2.0
 # A stop waits so long for the threads of the session that it ended.
 STOP_PATIENCE_S = 0.5
-# After a session that ended because a disk could not do its part (full, say): twice as long each time, up to this.
-DISK_TROUBLE_DELAY_MAX_S = 30.0
 # A step of the handshake: a durable superblock and map page or two, on a busy disk.
 HANDSHAKE_STEP_TIMEOUT_S = 5.0
 # A primary's requests wait for this long at most while the new session is put in place.
@@ -55,6 +57,7 @@ class Settings:
     protocol: str
     peer_timeout_s: float
     disk_timeout_s: float
+    policies: Policies = REFUSE_ALWAYS
 
 
 class Peer:
@@ -72,6 +75,9 @@ class Peer:
         self.state = ConnectionState.CONNECTING
         self.reason = "the peer was not reached yet"
         self.outcome: Outcome | None = None
+        # What the last handshake chose, and how often it could not be carried out since it last could.
+        self.plan: Forecast | None = None
+        self.backoff = Backoff()
         self.source: SyncSource | None = None
         self.target_progress: dict[str, Any] | None = None
         self.seen: Standing | None = None
@@ -79,12 +85,15 @@ class Peer:
         self.decided = False
         self.attempts = 0
         self.discard_my_data = False
+        # The primary was stopped in order and had nothing more than this side; nobody can know what it did since.
+        self.primary_left_in_order = False
         self._replica = replica
         self._primary = primary
         self._runtime: Runtime = replica.runtime
         self._on_control = on_control
         self.changed = self._runtime.condition()
         self._handshake = self._runtime.lock()
+        self._questions = self._runtime.lock()
         self._pending: Session | None = None
         self._wanted = True
         self._refused = False
@@ -95,7 +104,7 @@ class Peer:
         self._listener: Listener | None = None
         self._manager: Thread | None = None
         self._last_stranger = ""
-        self._disk_troubles = 0
+        self._asked_by_operator = False
 
     # Life
 
@@ -128,6 +137,8 @@ class Peer:
             self._refused = False
             self.decided = False
             self._redial_now = True
+            self._asked_by_operator = True
+            self.backoff = Backoff()
             self.discard_my_data = discard_my_data
             self.state = ConnectionState.CONNECTING if self.session is None else self.state
             self.changed.notify_all()
@@ -175,13 +186,12 @@ class Peer:
         delay_s = 0.0
         while True:
             with self.changed:
-                if delay_s:
-                    self.changed.wait_for(lambda: self._closing or self._ended() or self._redial_now, delay_s)
+                self._rest(delay_s)
                 self.changed.wait_for(lambda: self._closing or self._ended() or self._may_dial())
                 closing, ended = self._closing, self._ended()
                 self._redial_now = False
             if ended:
-                delay_s = self._after_disk_trouble_s()
+                delay_s = 0.0
                 self._clean_up()
             elif closing:
                 return
@@ -190,10 +200,33 @@ class Peer:
             else:
                 delay_s = min(REDIAL_MAX_S, max(REDIAL_FIRST_S, delay_s * 2)) * self._jitter()
 
-    def _after_disk_trouble_s(self) -> float:
-        session = self.session
-        self._disk_troubles = self._disk_troubles + 1 if session is not None and session.disk_trouble else 0
-        return min(DISK_TROUBLE_DELAY_MAX_S, 2.0 ** (self._disk_troubles - 1)) if self._disk_troubles else 0.0
+    def _rest(self, delay_s: float) -> None:
+        """Dial no sooner than this, nor than a plan that failed may be tried again; call with `changed` held."""
+        while not (self._closing or self._ended() or self._redial_now):
+            wait_s = max(delay_s, self.backoff.left_s(self._runtime.now_s()))
+            if not wait_s:
+                return
+            # Once more: the plan may have failed meanwhile, where the peer dialled.
+            delay_s = 0.0
+            self.changed.wait_for(lambda: self._closing or self._ended() or self._redial_now, wait_s)
+
+    def seconds_to_next_try(self) -> float:
+        """Until a plan that failed is tried again."""
+        return self.backoff.left_s(self._runtime.now_s())
+
+    def _plan_failed(self, reason: str) -> None:
+        """What both sides agreed on could not be carried out."""
+        with self.changed:
+            self.backoff = self.backoff.failed(reason, self._runtime.now_s(), self._runtime.random_number())
+            self.changed.notify_all()
+
+    @contextlib.contextmanager
+    def _carrying_out_the_plan(self) -> Iterator[None]:
+        try:
+            yield
+        except MirrorError as error:
+            self._plan_failed(error.message)
+            raise
 
     def _jitter(self) -> float:
         return 0.75 + self._runtime.random_number() % 1024 / 2048
@@ -217,6 +250,8 @@ class Peer:
             thread.join()
         self._primary.join()
         session.close()
+        if session.disk_trouble:
+            self._plan_failed(session.reason)
         with self.changed:
             self._receivers, self._threads = [], []
             self.session = None
@@ -235,7 +270,7 @@ class Peer:
 
     def standing(self) -> Standing:
         """What this side says of itself; what it rests on is checked again before the session is attached."""
-        return handshake.standing(self._replica, self.discard_my_data)
+        return handshake.standing(self._replica, self.discard_my_data, self.settings.policies)
 
     def _dial(self) -> bool:
         """One attempt as the dialling side; True when it led to a session or a decision."""
@@ -247,7 +282,8 @@ class Peer:
         # Only now: reaching a peer that is gone may take seconds, and role changes wait for this lock.
         with self._handshake:
             self.attempts += 1
-            if self.session is not None or self._closing:
+            if self.session is not None or self._closing or not self._wanted:
+                # Reaching the peer took its time: since then it came by itself, or the operator said disconnect.
                 stream.close()
                 return True
             try:
@@ -264,21 +300,23 @@ class Peer:
         talk.hello(mine, self._features(), number)
         theirs, features, rule = talk.hear_hello()
         if rule == handshake.DISCONNECTED:
+            self._note_outcome(generation.decide(mine, theirs), mine, theirs)
             with self.changed:
-                self.seen = theirs
-                self.outcome = generation.decide(mine, theirs)
                 self.decided = True
             raise Wait("the peer was disconnected by its operator")
         outcome = generation.decide(mine, theirs)
-        self._obey(outcome, theirs)
+        self._obey(outcome, mine, theirs)
         handshake.check_same(outcome, rule)
         handshake.check_protocols(self._features(), features)
-        resync_generation = self._runtime.random_number()
-        plan = Plan(outcome, mine, theirs, resync_generation)
-        talk.say(step="prepare", resync_generation=resync_generation, map=handshake.own_map(self._replica, plan))
+        plan = Plan(outcome, mine, theirs, self._runtime.random_number())
+        with self._carrying_out_the_plan():
+            self._begin_as_dialler(talk, plan, number, features)
+
+    def _begin_as_dialler(self, talk: Conversation, plan: Plan, number: int, features: dict[str, Any]) -> None:
+        talk.say(step="prepare", resync_generation=plan.resync_generation, map=handshake.own_map(self._replica, plan))
         their_map = talk.hear("prepared").get("map")
         handshake.prepare(self._replica, plan, their_map)
-        session = self._new_session(number, talk.stream, theirs, outcome, features)
+        session = self._new_session(number, talk.stream, plan, features)
         try:
             for index in range(2 * STREAMS):
                 data = dial(self.settings.peer, DIAL_TIMEOUT_S)
@@ -301,14 +339,46 @@ class Peer:
                 self._set(ConnectionState.HANDSHAKE, "shaking hands with the peer")
 
     def _on_stream(self, stream: Stream, header: Header, payload: bytes) -> None:
-        """A greeted stream with its first message: the start of a handshake, or a data stream of one under way."""
-        if header.type is not MessageType.HELLO:
+        """A greeted stream with its first message: a handshake, a data stream of one under way, or a question."""
+        if header.type is MessageType.QUESTION:
+            self._answer_questions(stream, payload)
+        elif header.type is not MessageType.HELLO:
             self._on_stranger(f"{stream.peer_address}: a {header.type.name} message outside a session")
             stream.close()
         elif header.number:
             self._on_data_stream(stream, header)
         else:
             self._answer(stream, payload)
+
+    def _answer_questions(self, stream: Stream, payload: bytes) -> None:
+        talk = Conversation(stream)
+        if not self._questions.acquire(timeout=HANDSHAKE_STEP_TIMEOUT_S):
+            talk.refuse("this replica is busy with other questions")
+            return
+        try:
+            stream.set_timeout(HANDSHAKE_STEP_TIMEOUT_S)
+            questions.answer(stream, payload, self._replica, lambda: self.said(self.discard_my_data))
+        except LinkLost:
+            stream.close()  # it knows what it wanted to know
+        except MirrorError as error:
+            talk.refuse(str(error))
+        finally:
+            self._questions.release()
+
+    def said(self, discard_my_data: bool) -> Said:
+        """What this side answers to a question, or says when it asks one."""
+        mine = handshake.standing(self._replica, discard_my_data, self.settings.policies)
+        return Said(mine, self._features(), self.session is not None, self._wanted)
+
+    def ask(self, discard_my_data: bool, with_map: bool) -> tuple[Said, Answer]:
+        """Ask the peer who it is and what it changed, without a session. Raises PeerError."""
+        stream = dial(self.settings.peer, DIAL_TIMEOUT_S)
+        try:
+            stream.set_timeout(HANDSHAKE_STEP_TIMEOUT_S)
+            mine = self.said(discard_my_data)
+            return mine, questions.ask(stream, mine, with_map)
+        finally:
+            stream.close()
 
     def _on_data_stream(self, stream: Stream, header: Header) -> None:
         with self.changed:
@@ -328,9 +398,7 @@ class Peer:
             talk.refuse("this replica stops")
             return
         if not self._wanted:
-            # Say who we are all the same: a peer that starts as primary must know of another one.
-            talk.hello_back(self.standing(), self._features(), handshake.DISCONNECTED)
-            talk.refuse("it was disconnected by its operator")
+            self._answer_apart(talk, payload)
             return
         session = self.session
         if session is not None and self._same_peer(session, payload):
@@ -343,6 +411,9 @@ class Peer:
             if self.session is not None:
                 talk.refuse("the former session is not drained yet")
                 return
+            if self._backs_off(payload):
+                talk.refuse(f"what was agreed on failed ({self.backoff.reason}), and it is too soon to try again")
+                return
             stream.set_timeout(HANDSHAKE_STEP_TIMEOUT_S)
             self._note_handshake()
             self._shake_hands_as_listener(talk, payload)
@@ -351,6 +422,33 @@ class Peer:
             self._not_connected(error)
         finally:
             self._handshake.release()
+
+    def _answer_apart(self, talk: Conversation, payload: bytes) -> None:
+        """Disconnected by the operator: say who we are all the same, and take note of who the other one is."""
+        # A peer that starts as primary must know of another one.
+        talk.hello_back(self.standing(), self._features(), handshake.DISCONNECTED)
+        talk.refuse("it was disconnected by its operator")
+        if not self._handshake.acquire(timeout=0.05):
+            return
+        try:
+            mine, theirs = self.standing(), handshake.parse_hello(payload)[0]
+            self._note_outcome(generation.decide(mine, theirs), mine, theirs)
+        except MirrorError as error:
+            log.warning("the peer was turned away: %s", error)
+        finally:
+            self._handshake.release()
+
+    def _backs_off(self, payload: bytes) -> bool:
+        """Whether a plan that failed may not be tried yet. The operator's `connect`, on either side, may."""
+        if not self.backoff.left_s(self._runtime.now_s()):
+            return False
+        try:
+            if handshake.parse_hello(payload)[1].get("asked_by_operator") is not True:
+                return True
+        except (ProtocolError, Refusal):
+            return False  # the handshake says why
+        self.backoff = Backoff()
+        return False
 
     def _same_peer(self, session: Session, payload: bytes) -> bool:
         try:
@@ -369,13 +467,19 @@ class Peer:
         # The answer goes out whatever the outcome: the other side decides by the same table.
         outcome = generation.decide(mine, theirs)
         talk.hello_back(mine, self._features(), outcome.rule)
-        self._obey(outcome, theirs)
+        self._obey(outcome, mine, theirs)
         handshake.check_protocols(self._features(), features)
         request = talk.hear("prepare")
         plan = Plan(outcome, mine, theirs, handshake.generation_in(request))
+        with self._carrying_out_the_plan():
+            self._begin_as_listener(talk, plan, number, features, request)
+
+    def _begin_as_listener(
+        self, talk: Conversation, plan: Plan, number: int, features: dict[str, Any], request: dict[str, Any]
+    ) -> None:
         own_map = handshake.own_map(self._replica, plan)
         handshake.prepare(self._replica, plan, request.get("map"))
-        session = self._new_session(number, talk.stream, theirs, outcome, features)
+        session = self._new_session(number, talk.stream, plan, features)
         with self.changed:
             self._pending = session
         try:
@@ -396,26 +500,41 @@ class Peer:
                 self._pending = None
 
     def _features(self) -> dict[str, Any]:
-        return {"protocol": self.settings.protocol, "can_fast_zero": self._replica.store.can_fast_zero}
+        return {
+            "protocol": self.settings.protocol,
+            "can_fast_zero": self._replica.store.can_fast_zero,
+            "asked_by_operator": self._asked_by_operator,
+        }
 
-    def _new_session(
-        self, number: int, control: Stream, theirs: Standing, outcome: Outcome, features: dict[str, Any]
-    ) -> Session:
-        session = Session(self._runtime, number, control, theirs, outcome, self._on_end)
+    def _new_session(self, number: int, control: Stream, plan: Plan, features: dict[str, Any]) -> Session:
+        session = Session(self._runtime, number, control, plan.theirs, plan.outcome, self._on_end)
         session.peer_can_fast_zero = bool(features.get("can_fast_zero"))
         return session
 
-    def _obey(self, outcome: Outcome, theirs: Standing) -> None:
+    def _obey(self, outcome: Outcome, mine: Standing, theirs: Standing) -> None:
         """Remember what the table said; raises when that is no session."""
+        self._note_outcome(outcome, mine, theirs)
         with self.changed:
-            self.outcome = outcome
-            self.seen = theirs
             self.decided = outcome.action in (Action.WAIT, Action.REFUSE, Action.SPLIT_BRAIN)
             self.changed.notify_all()
         if outcome.action is Action.WAIT:
             raise Wait(outcome.reason)
         if outcome.action in (Action.REFUSE, Action.SPLIT_BRAIN):
             raise Refusal(outcome)
+
+    def _note_outcome(self, outcome: Outcome, mine: Standing, theirs: Standing) -> None:
+        if outcome.rule.startswith(generation.POLICY_RULES):
+            log.warning("%s: %s", outcome.rule, outcome.reason)
+        handshake.learn(self._replica, outcome)
+        with self.changed:
+            self._asked_by_operator = False
+            self.outcome = outcome
+            self.seen = theirs
+            self.plan = self.forecast(outcome, mine, theirs, None)
+
+    def forecast(self, outcome: Outcome, mine: Standing, theirs: Standing, known_bytes: int | None) -> Forecast:
+        """What this outcome will cost, by the speed of the last resync."""
+        return forecast(outcome, mine, theirs, known_bytes, speed_of(self._replica.superblock.last_resync))
 
     def _attach(self, session: Session, plan: Plan, before_threads: Callable[[], None] | None = None) -> None:
         """Put the session in place between two requests of the volume, if all that it rests on still holds."""
@@ -433,6 +552,7 @@ class Peer:
             primary.attach(session)
             if plan.outcome.action is Action.NONE:
                 primary.in_step(session, disk=DiskState.UP_TO_DATE, met_peer=True)
+                self.backoff = Backoff()
             else:
                 replica.update(met_peer=True)
             self._go_live(session, plan)
@@ -453,6 +573,7 @@ class Peer:
         with self.changed:
             self.session = session
             self.discard_my_data = False
+            self.primary_left_in_order = False
             self._refused = False
             session.heard_at_s = self._runtime.now_s()
             self._set(state, plan.outcome.reason)
@@ -477,6 +598,7 @@ class Peer:
             ]
             if state is ConnectionState.SYNC_SOURCE:
                 self.source = SyncSource(self._primary, session, self._source_done)
+                self.plan = self.forecast(plan.outcome, plan.mine, plan.theirs, self.source.total_bytes)
                 self.source.start()
 
     def _not_connected(self, error: MirrorError) -> bool:
@@ -520,12 +642,24 @@ class Peer:
             session.peer = dataclasses.replace(session.peer, disk=DiskState.FAILED)
             return None
         if operation == "bye":
-            session.end(words(message.get("reason", "the peer left")), orderly=True)
+            self._goodbye(session, message)
             return None
         answer = self._on_control(session, message)
         with self.changed:
             self.changed.notify_all()
         return answer
+
+    def _goodbye(self, session: Session, message: dict[str, Any]) -> None:
+        """The peer leaves in order, and says what this side could not know later."""
+        replica = self._replica
+        try:
+            if message.get("outdated") is True and replica.role is Role.PRIMARY:
+                # It has recorded that it stays behind, so this is the newest copy, also after a restart.
+                replica.update(peer_disk=DiskState.OUTDATED)
+            in_step = self.state is ConnectionState.CONNECTED and replica.superblock.disk is DiskState.UP_TO_DATE
+            self.primary_left_in_order = in_step and message.get("primary_stopped") is True
+        finally:
+            session.end(words(message.get("reason", "the peer left")), orderly=True)
 
     def tell_state(self) -> None:
         """Let the peer know this side's role and disk."""
@@ -539,6 +673,7 @@ class Peer:
     def _source_done(self, session: Session) -> None:
         self._peer_is_up_to_date(session)
         with self.changed:
+            self.backoff = Backoff()
             if self.session is session and not session.ended:
                 self._set(ConnectionState.CONNECTED, "resynced the peer")
 
@@ -552,6 +687,7 @@ class Peer:
         self._replica.persist_map()
         with self.changed:
             self.target_progress = None
+            self.backoff = Backoff()
             if self.session is session and not session.ended:
                 self._set(ConnectionState.CONNECTED, "resynced from the peer")
         self.tell_state()

@@ -157,6 +157,11 @@ class Replica:
             union.merge(part)
         return union
 
+    def own_map(self) -> DirtyMap:
+        """The same, for those who do not hold the books."""
+        with self.books:
+            return self.not_in_step()
+
     def take_unstable_as_dirty(self) -> None:
         """What the peer has not flushed may be lost there (invariant unstable-is-dirty); call with the books held."""
         self.dirty.merge(self.unstable)

@@ -148,11 +148,11 @@ class Session:
             stream.shutdown()
         self._on_end(self, reason)
 
-    def part(self, reason: str) -> None:
-        """Tell the peer that the session ends by somebody's will, and wait until it knows."""
+    def part(self, reason: str, **facts: object) -> None:
+        """Tell the peer that the session ends by somebody's will, and what else it can know; wait until it does."""
         self.orderly = True
         try:
-            self.request("bye", GOODBYE_TIMEOUT_S, reason=reason)
+            self.request("bye", GOODBYE_TIMEOUT_S, reason=reason, **facts)
         except MirrorError:
             pass  # its answer is the end of the session
 

@@ -184,6 +184,7 @@ class SyncSource:
     def result(self) -> dict[str, Any]:
         return {
             "started": self.started_at,
+            "rule": self._session.outcome.rule,
             "dirty_bytes": self.total_bytes,
             "sent_bytes": self.sent_bytes,
             "skipped_bytes": self.skipped_bytes,

@@ -5,7 +5,7 @@ error too, because a misspelt one would otherwise be silently without effect. Wh
 generations, states) is in the metadata file and not here.
 
 One table, `_SETTINGS`, holds every key with its check; reading and the list of known keys come from it, so that they
-can't differ. A schema library lost: it brings a dependency for eleven keys, and its messages name its own terms.
+can't differ. A schema library lost: it brings a dependency for a dozen keys, and its messages name its own terms.
 """
 
 import difflib
@@ -21,6 +21,7 @@ from urllib.parse import quote
 
 from mirror.core.errors import OperatorError
 from mirror.core.limits import LOG_SLOTS_DEFAULT, LOG_SLOTS_MAX, LOG_SLOTS_MIN, NAME_MAX_CHARACTERS
+from mirror.core.policy import ALLOWED, Policies, Policy
 
 FILE_NAME = "volume.toml"
 SOCKET_NAME = "nbd.sock"
@@ -105,6 +106,13 @@ class Config:
     wait_for_peer_s: float = 3.0
     disk_timeout_s: float = 30.0
     activity_log_extents: int = LOG_SLOTS_DEFAULT
+    split_brain_no_primary: Policy = Policy.REFUSE
+    split_brain_one_primary: Policy = Policy.REFUSE
+    split_brain_two_primaries: Policy = Policy.REFUSE
+
+    @property
+    def policies(self) -> Policies:
+        return Policies(self.split_brain_no_primary, self.split_brain_one_primary, self.split_brain_two_primaries)
 
     def data_path(self, directory: Path) -> Path:
         return self.backing if self.backing is not None else directory / "data"
@@ -255,6 +263,19 @@ def _whole_number(least: int, most: int) -> Callable[[object], int]:
     return check
 
 
+def _policy(field: str) -> Callable[[object], Policy]:
+    names = [policy.value for policy in ALLOWED[field]]
+
+    def check(value: object) -> Policy:
+        text = _text(value)
+        if text not in names:
+            one_of = f"one of {', '.join(map(_shown, names))}" if len(names) > 1 else _shown(names[0])
+            raise ValueError(f"is {_shown(text)}, it must be {one_of}")
+        return Policy(text)
+
+    return check
+
+
 def _shown(value: object) -> str:
     try:
         text = str(value) if isinstance(value, float) else json.dumps(value, default=str, ensure_ascii=False)
@@ -276,6 +297,9 @@ _SETTINGS: dict[str, Callable[[object], Any]] = {
     "wait_for_peer_s": _seconds(0, 600),
     "disk_timeout_s": _seconds(1, 600),
     "activity_log_extents": _whole_number(LOG_SLOTS_MIN, LOG_SLOTS_MAX),
+    "split_brain_no_primary": _policy("no_primary"),
+    "split_brain_one_primary": _policy("one_primary"),
+    "split_brain_two_primaries": _policy("two_primaries"),
 }
 assert list(_SETTINGS) == [field.name for field in fields(Config)]
 
@@ -399,6 +423,7 @@ def _quoted(text: str) -> str:
 def _line(key: str, value: object, default: object, example: object = None) -> str:
     """`key = value`, or the same behind a comment sign when it is the default."""
     shown = value if value != default else (default if example is None else example)
+    shown = shown.value if isinstance(shown, Policy) else shown
     text = str(shown).lower() if isinstance(shown, bool) else str(shown)
     if isinstance(shown, str | Path | tuple | UnixEndpoint | TcpEndpoint):
         text = _quoted(text)
@@ -443,4 +468,12 @@ protocol = {_quoted(config.protocol)}
 
 # Extents of 4 MiB that may be written at a time without a metadata write; also what is compared after a crash.
 {_line("activity_log_extents", config.activity_log_extents, default.activity_log_extents)}
+
+# What to do when both replicas were written to while apart (split brain), by the number of primaries when they meet
+# again; the same on both replicas. "refuse": stay apart until the operator decides. "discard-zero-changes": the one
+# that changed nothing follows. "discard-least-changes" (no primary) and "discard-secondary" (one primary) lose
+# acknowledged data without asking. Two primaries always stay apart.
+{_line("split_brain_no_primary", config.split_brain_no_primary, Policy.REFUSE)}
+{_line("split_brain_one_primary", config.split_brain_one_primary, Policy.REFUSE)}
+{_line("split_brain_two_primaries", config.split_brain_two_primaries, Policy.REFUSE)}
 """

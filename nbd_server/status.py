@@ -43,6 +43,8 @@ def of_server(
         "connection": (peer.state if peer is not None else ConnectionState.STANDALONE).value,
         "peer": _peer(config, replica, peer),
         "protocol": config.protocol,
+        "plan": peer.plan.as_json() if peer is not None and peer.plan is not None else None,
+        "retry": _retry(peer),
         "generation": f"{known.current:016x}",
         "dirty_bytes": dirty_bytes,
         "resync": _resync(peer),
@@ -51,7 +53,7 @@ def of_server(
         "io": primary.trace.counters(),
         "latency": primary.trace.latency(),
         "clients": clients,
-        "warnings": [*notes, *_disk_warnings(replica, primary), *_peer_warnings(replica, peer)],
+        "warnings": [*notes, *_disk_warnings(replica, primary), *_peer_warnings(config, replica, peer)],
     }
 
 
@@ -94,6 +96,14 @@ def _resync(peer: Peer | None) -> dict[str, Any] | None:
     return {"direction": "from the peer", **(progress or unknown)}
 
 
+def _retry(peer: Peer | None) -> dict[str, Any] | None:
+    """A plan that failed, until it could be carried out."""
+    if peer is None or not peer.backoff.failures:
+        return None
+    failures, reason, _ = peer.backoff
+    return {"failures": failures, "reason": reason, "next_try_in_s": round(peer.seconds_to_next_try(), 1)}
+
+
 def _disk_warnings(replica: Replica, primary: Primary) -> list[str]:
     warnings = []
     if replica.failed:
@@ -107,7 +117,7 @@ def _disk_warnings(replica: Replica, primary: Primary) -> list[str]:
     return warnings
 
 
-def _peer_warnings(replica: Replica, peer: Peer | None) -> list[str]:
+def _peer_warnings(config: Config, replica: Replica, peer: Peer | None) -> list[str]:
     if peer is None:
         return ["this volume stands alone: it has no redundancy"]
     warnings = []
@@ -118,6 +128,8 @@ def _peer_warnings(replica: Replica, peer: Peer | None) -> list[str]:
         warnings.append(f"{lost}: {peer.reason}")
     elif peer.state in SYNCING:
         warnings.append("redundancy is incomplete until the resync ends")
+    if session is not None and session.peer.policies != config.policies:
+        warnings.append("the split_brain_... keys of the two volume.toml differ: a split brain will stay unresolved")
     if replica.disk_state(session is not None) is DiskState.CONSISTENT:
         warnings.append("this replica was in step when the link was lost; it can't know whether the peer moved on")
     return warnings

@@ -25,7 +25,7 @@ from mirror.replica import Replica
 from mirror.runtime import Runtime
 from mirror.session import Session
 from mirror.trace import Trace
-from nbd_server import control, status
+from nbd_server import control, outlook, status
 from nbd_server.config import Config, load
 from nbd_server.lease import Lease
 
@@ -128,6 +128,7 @@ class Volume:
             self._config.protocol,
             self._config.peer_timeout_s,
             self._config.disk_timeout_s,
+            self._config.policies,
         )
         self._peer = Peer(self._replica, self._primary, settings, self._answer_peer)
         was_primary = self._replica.crashed_primary
@@ -240,7 +241,9 @@ class Volume:
         connection = peer.state if peer is not None else ConnectionState.STANDALONE
         session = self._session()
         disk = self._replica.disk_state(connected=session is not None)
-        return states.may_promote(disk, connection, session.peer.role if session is not None else None, force)
+        peer_role = session.peer.role if session is not None else None
+        left_in_order = peer is not None and peer.primary_left_in_order
+        return states.may_promote(disk, connection, peer_role, force, left_in_order)
 
     def _take_role_alone(self) -> None:
         """Become primary without the peer: a history of its own begins, durably, before the first request."""
@@ -317,6 +320,10 @@ class Volume:
             return self.connect(bool(request.get("discard_my_data")))
         if command == "disconnect":
             return self.disconnect()
+        if command == "plan":
+            return outlook.plan(self._with_peer(), self._replica, bool(request.get("discard_my_data")))
+        if command == "diff":
+            return outlook.diff(self._with_peer(), self._replica, request.get("limit"))
         raise OperatorError(f"unknown command {command!r}", remedy="use the nbdmirror release of the server")
 
     def promote(self, force: bool) -> dict[str, Any]:
@@ -480,13 +487,16 @@ class Volume:
                 self._replica.update(peer_disk=DiskState.OUTDATED)
             elif session.peer.role is Role.PRIMARY:
                 self._outdate()
-            session.part(reason)
+            session.part(reason, outdated=self._is_outdated())
         except MirrorError as error:
             log.warning("could not say goodbye to the peer: %s", error)
 
     def _outdate(self) -> None:
         if self._replica.superblock.disk is DiskState.UP_TO_DATE:
             self._replica.update(disk=DiskState.OUTDATED)
+
+    def _is_outdated(self) -> bool:
+        return self._replica.superblock.disk is DiskState.OUTDATED
 
     def _session(self) -> Session | None:
         return self._peer.session if self._peer is not None else None
@@ -623,7 +633,7 @@ class Volume:
         try:
             if not was_primary and session.peer.role is Role.PRIMARY:
                 self._outdate()
-            session.part("the peer was stopped")
+            session.part("the peer was stopped", outdated=self._is_outdated(), primary_stopped=was_primary)
         except MirrorError as error:
             log.warning("could not say goodbye to the peer: %s", error)
 

@@ -23,6 +23,9 @@ row names the story that leads to it. What makes the table safe rests on duties 
  g8  `invalidate` leaves no former generation and no base behind; a FRESH or BACKING replica becomes JOINING by it.
  g9  That a replica crashed as primary, or lost its memory, stays known over further starts until it is in step again.
 
+A policy (mirror.core.policy) or the operator's word is the only way by which acknowledged data may go; each has a rule
+of its own.
+
 What lost: counters (two sides count to the same number alone), timestamps (clocks), DRBD's flags in the identifiers'
 low bits and its two functions of mirrored `if`s, in which every row had to be written twice.
 """
@@ -33,6 +36,7 @@ from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 from mirror.core.limits import HISTORY_MAX
+from mirror.core.policy import REFUSE_ALWAYS, Policies, Policy
 from mirror.core.states import DiskState, Role
 
 # The generation of every replica that `create` made of a new sparse file: all of them hold the same zeroes.
@@ -180,6 +184,7 @@ class Standing:
     dirty_blocks: int
     met_peer: bool
     discard_my_data: bool
+    policies: Policies = REFUSE_ALWAYS
 
 
 @dataclass(frozen=True)
@@ -190,6 +195,12 @@ class Outcome:
     action: Action
     reason: str
     remedy: str = ""
+
+
+# What the rules of policies (mirror.core.policy) begin with.
+POLICY_RULES = "policy-discard-"
+# By these the peer is known to hold acknowledged writes that this side lacks, whether a session comes of it or not.
+PEER_MOVED_ON = ("behind", "far-behind")
 
 
 class Row(NamedTuple):
@@ -301,6 +312,16 @@ def _by_day0(it: Standing, other: Standing) -> Action:
 
 def _have_common_generation(one: Standing, other: Standing) -> bool:
     return not {one.current, *one.history}.isdisjoint({other.current, *other.history} - {0})
+
+
+def _policy(it: Standing, other: Standing) -> Policy:
+    """What `it` is configured to do about a split brain with this many primaries."""
+    return it.policies[_is_primary(it) + _is_primary(other)]
+
+
+def _gives_way_by(policy: Policy, it: Standing, other: Standing) -> bool:
+    """Whether this policy is the one that holds, and what would go is known to the block and not being served."""
+    return _policy(it, other) is policy and _maps_tell_all(it, other) and not _is_primary(other)
 
 
 _DISCARD = (
@@ -572,6 +593,42 @@ TABLE = (
         Action.SPLIT_BRAIN,
         "{other} is primary, but {it} has moved on since they were in step",
         "`nbdmirror demote DIR` on {other}, which then receives what it lacks",
+    ),
+    Row(
+        "policies-differ",
+        "Both moved on, and volume.toml of one says what to do about it, that of the other says something else.",
+        lambda it, other: _maps_tell_all(it, other) and _policy(it, other) is not _policy(other, it),
+        Action.SPLIT_BRAIN,
+        "both replicas moved on since they were in step, and they are configured to resolve that differently",
+        "set the same split_brain_... keys in both volume.toml and restart; or " + _DISCARD,
+    ),
+    Row(
+        "policy-discard-zero-changes",
+        "Both were promoted while apart, but one of them was not written to: nothing is lost when it follows.",
+        # Who lost its memory may lack what both had acknowledged: the other one has it, and its map does not say so.
+        lambda it, other: (
+            _gives_way_by(Policy.DISCARD_ZERO_CHANGES, it, other) and not other.dirty_blocks and it.kept_memory
+        ),
+        Action.SOURCE_BITMAP,
+        "split brain: {other} changed nothing since, so it follows, by the policy discard-zero-changes",
+    ),
+    Row(
+        "policy-discard-least-changes",
+        "Both moved on, neither is primary, and volume.toml says that the one with fewer changed blocks gives way.",
+        lambda it, other: (
+            _gives_way_by(Policy.DISCARD_LEAST_CHANGES, it, other)
+            and (other.dirty_blocks < it.dirty_blocks or not it.dirty_blocks)
+        ),
+        Action.SOURCE_BITMAP,
+        "split brain: the {b.dirty_blocks} changed blocks of {other} are discarded, by the policy "
+        "discard-least-changes ({it} changed {a.dirty_blocks})",
+    ),
+    Row(
+        "policy-discard-secondary",
+        "Both moved on, one is primary, and volume.toml says that the other one gives way.",
+        lambda it, other: _gives_way_by(Policy.DISCARD_SECONDARY, it, other) and _is_primary(it),
+        Action.SOURCE_BITMAP,
+        "split brain: the {b.dirty_blocks} changed blocks of {other} are discarded, by the policy discard-secondary",
     ),
     Row(
         "split-brain",

@@ -104,3 +104,14 @@ RESYNC_CHUNK_BYTES = 1 * MIB
 # A resync flushes both replicas after so much, so that an interruption costs no more, and write-back keeps pace
 # (1 GiB: 346 to 402 MB/s; with 256 MiB 264 to 347).
 RESYNC_STABLE_BYTES = 64 * MIB
+
+# A plan that failed (a resync that stopped, a handshake that broke off) is tried again after this, then twice as late
+# each time: soon enough for what mends itself, rare enough to cost nothing while a disk stays full over night.
+PLAN_RETRY_FIRST_S = 1.0
+# The longest wait: whoever made room or mended a disk sees the replicas find together within about a minute.
+PLAN_RETRY_MAX_S = 60.0
+
+# Runs of blocks that `diff` lists unless told otherwise; the totals count all of them. An answer of the control socket
+# holds ten times as many.
+DIFF_RUNS_DEFAULT = 1000
+DIFF_RUNS_MAX = 20_000

@@ -153,6 +153,7 @@ class Situation:
     clients: int = 0
     force: bool = False
     discard: bool = False
+    primary_left_in_order: bool = False
 
     @property
     def linked(self) -> bool:
@@ -168,6 +169,11 @@ class Row(NamedTuple):
 
 OLD_PRIMARY_WARNING = (
     "the old primary must not be running any more: if it is, both sides move on and one side's changes will have to go"
+)
+
+STOPPED_PRIMARY_WARNING = (
+    "the old primary was stopped in order and this replica has all that it had; if it was started again since, beyond "
+    "the reach of this one, both sides move on and one side's changes will have to go"
 )
 
 PROMOTE = (
@@ -218,6 +224,10 @@ PROMOTE = (
             "this replica is Outdated: acknowledged writes are missing from now on, and if the other replica comes "
             "back, one side's changes will have to go",
         ),
+    ),
+    Row(
+        lambda s: s.disk is _D.CONSISTENT and s.primary_left_in_order,
+        Allowed("primary-left-in-order", STOPPED_PRIMARY_WARNING),
     ),
     Row(lambda s: s.disk is _D.CONSISTENT, Allowed("cut-off-in-step", OLD_PRIMARY_WARNING)),
     Row(lambda s: s.linked, Allowed("linked")),
@@ -302,10 +312,17 @@ TABLES = {"promote": PROMOTE, "demote": DEMOTE, "switch": SWITCH, "connect": CON
 
 
 def may_promote(
-    disk: DiskState, connection: ConnectionState, peer_role: Role | None = None, force: bool = False
+    disk: DiskState,
+    connection: ConnectionState,
+    peer_role: Role | None = None,
+    force: bool = False,
+    primary_left_in_order: bool = False,
 ) -> Verdict:
     """May a secondary become primary (invariant no-bad-primary)? Also asked at `serve --primary`."""
-    return _verdict(PROMOTE, Situation(Role.SECONDARY, disk, connection, peer_role, force=force))
+    situation = Situation(
+        Role.SECONDARY, disk, connection, peer_role, force=force, primary_left_in_order=primary_left_in_order
+    )
+    return _verdict(PROMOTE, situation)
 
 
 def may_demote(role: Role, clients: int, force: bool = False) -> Verdict:

@@ -211,6 +211,9 @@ class MessageType(enum.IntEnum):
     # Protocol B: the request is in memory; an ANSWER follows.
     RECEIVED = 12
     REFUSED = 13
+    # Asked outside of a session, changes nothing: what the peer says of itself, and a part of its dirty map.
+    QUESTION = 14
+    TOLD = 15
 
 
 class Flag:

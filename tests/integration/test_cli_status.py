@@ -21,6 +21,8 @@ KEYS: dict[str, Any] = {
     "protocol": str,
     "generation": str,
     "dirty_bytes": int,
+    "plan": (dict, type(None)),
+    "retry": (dict, type(None)),
     "resync": (dict, type(None)),
     "last_resync": (dict, type(None)),
     "activity_log": dict,

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from mirror.core.policy import Policy
 from nbd_server import config
 from nbd_server.config import Address, Config, ConfigError, TcpEndpoint, UnixEndpoint
 
@@ -21,6 +22,8 @@ FULL = Config(
     wait_for_peer_s=0.0,
     disk_timeout_s=600.0,
     activity_log_extents=64,
+    split_brain_no_primary=Policy.DISCARD_LEAST_CHANGES,
+    split_brain_one_primary=Policy.DISCARD_SECONDARY,
 )
 
 
@@ -91,6 +94,11 @@ def test_a_default_can_be_set_by_taking_the_comment_sign_away() -> None:
         # Python's socket module raises UnicodeError for such a host.
         (f'name = "v"\nlisten = "tcp://{"a" * 64}:1"', ["`listen`", "host name"]),
         (f'name = "v"\nlisten = "tcp://{"a." * 150}a:1"', ["`listen`", "host name"]),
+        ('name = "v"\nsplit_brain_no_primary = 1', ["`split_brain_no_primary`", "text in quotes"]),
+        ('name = "v"\nsplit_brain_no_primary = "discard-secondary"', ["`split_brain_no_primary`", "least-changes"]),
+        ('name = "v"\nsplit_brain_one_primary = "discard-least-changes"', ["`split_brain_one_primary`", "secondary"]),
+        ('name = "v"\nsplit_brain_two_primaries = "discard-secondary"', ["`split_brain_two_primaries`", '"refuse"']),
+        ('name = "v"\nsplit_brain = "refuse"', ["`split_brain`", "`split_brain_no_primary`"]),
     ],
 )
 def test_an_error_names_the_file_the_place_and_what_is_wrong(text: str, words: list[str]) -> None:

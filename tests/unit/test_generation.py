@@ -10,6 +10,7 @@ from mirror.core import generation
 from mirror.core.generation import (
     DAY0,
     NO_VOLUME,
+    POLICY_RULES,
     TABLE,
     Action,
     Generations,
@@ -29,6 +30,7 @@ from mirror.core.generation import (
     with_history,
 )
 from mirror.core.limits import HISTORY_MAX
+from mirror.core.policy import ALLOWED, Policies, Policy
 from mirror.core.states import DiskState, Role
 
 SOURCES = (Action.SOURCE_BITMAP, Action.SOURCE_FULL)
@@ -126,6 +128,7 @@ def established_pairs() -> Iterator[tuple[Standing, Standing]]:
     """Every reachable pair of one volume that met, but for what the other tests look at."""
     sides = list(itertools.product(LIVE_DISKS, Role, (False, True), (False, True), (0, 3), (False, True)))
     sides = [s for s in sides if not (s[1] is Role.PRIMARY and s[0] is not DiskState.UP_TO_DATE)]
+    yield from with_policies()
     made: dict[tuple[str, Generations], list[Standing]] = {}
     for pair in PAIRS.values():
         for replica, generations in zip("ab", pair, strict=True):
@@ -144,6 +147,26 @@ def established_pairs() -> Iterator[tuple[Standing, Standing]]:
             ]
     for one, other in PAIRS.values():
         yield from itertools.product(made["a", one], made["b", other])
+
+
+# The choices of policies that differ in a table: what is set for other numbers of primaries is not looked at.
+POLICIES = [Policies(*chosen) for chosen in itertools.product(*ALLOWED.values())]
+
+
+def with_policies() -> Iterator[tuple[Standing, Standing]]:
+    """Every pair of policies on either side, over all that these look at."""
+    sides = list(itertools.product(Role, (0, 2, 3), (False, True)))
+    for one, other in PAIRS.values():
+        for mine, theirs in itertools.product(sides, repeat=2):
+            pair = [
+                standing(
+                    replica, generations, disk=DiskState.UP_TO_DATE, role=role, dirty_blocks=dirty, discard_my_data=word
+                )
+                for replica, generations, (role, dirty, word) in (("a", one, mine), ("b", other, theirs))
+            ]
+            for policies in itertools.product(POLICIES, repeat=2):
+                a, b = (dataclasses.replace(side, policies=own) for side, own in zip(pair, policies, strict=True))
+                yield a, b
 
 
 def check_pair(one: Standing, other: Standing) -> Outcome:
@@ -173,8 +196,13 @@ def test_every_pair_decides_alike_on_both_sides_and_never_from_a_bad_source() ->
         moved = (one.current not in (other.current, *other.history), other.current not in (one.current, *one.history))
         if in_danger and outcome.action not in APART and all(moved):
             target = other if outcome.action in SOURCES else one
-            assert target.discard_my_data, f"{outcome.rule} threw away a side that moved on"
-            assert outcome.rule in ("discard-bitmap", "discard-full")
+            by_word = target.discard_my_data and outcome.rule in ("discard-bitmap", "discard-full")
+            primaries = sum(side.role is Role.PRIMARY for side in (one, other))
+            named = one.policies[primaries] is other.policies[primaries] is not Policy.REFUSE
+            by_policy = named and outcome.rule.startswith(POLICY_RULES)
+            assert by_word or by_policy, f"{outcome.rule} threw away a side that moved on"
+            if outcome.rule == "policy-discard-zero-changes":
+                assert not target.dirty_blocks
         if outcome.action is Action.NONE:
             assert one.current == other.current
             assert not one.dirty_blocks
@@ -274,6 +302,10 @@ def test_an_interrupted_first_contact_goes_on_as_one_volume() -> None:
     assert check_pair(one, other).rule == "equal"
 
 
+ZERO: dict[str, object] = {"policies": Policies(Policy.DISCARD_ZERO_CHANGES, Policy.DISCARD_ZERO_CHANGES)}
+LEAST: dict[str, object] = {"policies": Policies(no_primary=Policy.DISCARD_LEAST_CHANGES)}
+SECOND: dict[str, object] = {"policies": Policies(one_primary=Policy.DISCARD_SECONDARY)}
+
 CASES = [
     # rule, action of a, generations, changes of a, changes of b
     ("same-replica", Action.REFUSE, "equal", {}, {"replica_id": b"a".ljust(16, b"\0")}),
@@ -316,6 +348,47 @@ CASES = [
     ("discard-both", Action.REFUSE, "both moved on", {"discard_my_data": True}, {"discard_my_data": True}),
     ("discard-on-primary", Action.REFUSE, "both moved on", {"discard_my_data": True, "role": Role.PRIMARY}, {}),
     ("unrelated-histories", Action.REFUSE, "strangers", {}, {}),
+    ("policy-discard-zero-changes", Action.SOURCE_BITMAP, "both moved on", ZERO | {"dirty_blocks": 3}, ZERO),
+    ("policy-discard-zero-changes", Action.TARGET_BITMAP, "both moved on", ZERO, ZERO | {"dirty_blocks": 3}),
+    ("policy-discard-zero-changes", Action.SOURCE_BITMAP, "both moved on", ZERO, ZERO),
+    ("policy-discard-zero-changes", Action.SOURCE_BITMAP, "both moved on", ZERO | {"role": Role.PRIMARY}, ZERO),
+    # Who forgot what both had acknowledged is no source, though the other one changed nothing since.
+    (
+        "split-brain",
+        Action.SPLIT_BRAIN,
+        "both moved on",
+        ZERO | {"dirty_blocks": 3, "kept_memory": False},
+        ZERO,
+    ),
+    # Never a primary, and never where the maps do not tell all.
+    ("split-brain", Action.SPLIT_BRAIN, "both moved on", ZERO | {"dirty_blocks": 3}, ZERO | {"role": Role.PRIMARY}),
+    ("split-brain", Action.SPLIT_BRAIN, "both moved on, one without a map", ZERO | {"dirty_blocks": 3}, ZERO),
+    ("split-brain", Action.SPLIT_BRAIN, "both moved on", ZERO | {"dirty_blocks": 3}, ZERO | {"dirty_blocks": 2}),
+    ("policy-discard-least-changes", Action.SOURCE_BITMAP, "both moved on", LEAST | {"dirty_blocks": 3}, LEAST),
+    (
+        "policy-discard-least-changes",
+        Action.TARGET_BITMAP,
+        "both moved on",
+        LEAST | {"dirty_blocks": 1},
+        LEAST | {"dirty_blocks": 3},
+    ),
+    ("split-brain", Action.SPLIT_BRAIN, "both moved on", LEAST | {"dirty_blocks": 2}, LEAST | {"dirty_blocks": 2}),
+    ("policy-discard-secondary", Action.TARGET_BITMAP, "both moved on", SECOND, SECOND | {"role": Role.PRIMARY}),
+    ("split-brain", Action.SPLIT_BRAIN, "both moved on", SECOND, SECOND),
+    ("primary-behind", Action.SPLIT_BRAIN, "behind", SECOND, SECOND | {"role": Role.PRIMARY}),
+    ("both-primary", Action.SPLIT_BRAIN, "both moved on", SECOND | {"role": Role.PRIMARY}, {"role": Role.PRIMARY}),
+    ("policies-differ", Action.SPLIT_BRAIN, "both moved on", ZERO | {"dirty_blocks": 3}, {}),
+    ("policies-differ", Action.SPLIT_BRAIN, "both moved on", ZERO, LEAST),
+    # The operator's word comes before any policy, and a policy for another number of primaries is not looked at.
+    (
+        "discard-bitmap",
+        Action.TARGET_BITMAP,
+        "both moved on",
+        ZERO | {"discard_my_data": True, "dirty_blocks": 3},
+        ZERO,
+    ),
+    ("split-brain", Action.SPLIT_BRAIN, "both moved on", SECOND, {}),
+    ("behind", Action.SOURCE_BITMAP, "behind", LEAST, ZERO | {"dirty_blocks": 9}),
     ("discard-full", Action.SOURCE_FULL, "strangers", {}, {"discard_my_data": True}),
 ]
 

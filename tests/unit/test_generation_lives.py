@@ -27,9 +27,15 @@ from mirror.core.generation import (
     moved_on,
     untracked,
 )
+from mirror.core.policy import REFUSE_ALWAYS, Policies, Policy
 from mirror.core.states import DiskState, Role
 
 BLOCKS = 6
+POLICIES = (
+    REFUSE_ALWAYS,
+    Policies(Policy.DISCARD_ZERO_CHANGES, Policy.DISCARD_ZERO_CHANGES),
+    Policies(Policy.DISCARD_LEAST_CHANGES, Policy.DISCARD_SECONDARY),
+)
 SOURCES = (Action.SOURCE_BITMAP, Action.SOURCE_FULL)
 
 
@@ -65,6 +71,7 @@ class Node:
     recorded_alone: bool = False
     discard: bool = False
     tracked: bool = True
+    policies: Policies = REFUSE_ALWAYS
 
     def standing(self) -> Standing:
         current, base, history = self.generations
@@ -84,6 +91,7 @@ class Node:
             dirty_blocks=len(self.dirty | self.unstable),
             met_peer=self.met,
             discard_my_data=self.discard,
+            policies=self.policies,
         )
 
     def flush(self) -> None:
@@ -99,6 +107,7 @@ class World:
         self.fault = fault
         self.next_number = 100
         self.log: list[str] = []
+        self.policies = rng.choice(POLICIES)
         kinds = rng.choice([(Kind.FRESH, Kind.FRESH)] * 3 + [(Kind.BACKING, Kind.FRESH), (Kind.BACKING, Kind.BACKING)])
         self.nodes = [self.create(name, kind) for name, kind in zip("ab", kinds, strict=True)]
         # In a session: the two, and the one that is being resynced, with what it still lacks.
@@ -129,6 +138,7 @@ class World:
 
     def create(self, name: str, kind: Kind) -> Node:
         node = Node(name, kind, Generations(DAY0 if kind is Kind.FRESH else self.number(), 0, ()))
+        node.policies = self.policies
         if kind is Kind.BACKING:
             for block in node.content:
                 node.content[block] = self.number()
@@ -199,7 +209,9 @@ class World:
         if node.kind in (Kind.FRESH, Kind.BACKING):
             node.kind, node.volume_id = Kind.ESTABLISHED, self.number().to_bytes(16, "big")
         node.role = Role.PRIMARY
-        node.recorded_alone = False
+        node.recorded_alone = not linked
+        if not linked:
+            node.generations = moved_on(node.generations, self.number())
 
     def demote(self) -> None:
         node = self.rng.choice(self.nodes)
@@ -341,7 +353,8 @@ class World:
         self.end_in_step(one, other)
 
     def prepare(self, source: Node, target: Node, outcome: Outcome) -> None:
-        if target.disk is not DiskState.INCONSISTENT and not target.discard and target.kind is Kind.ESTABLISHED:
+        told = target.discard or outcome.rule in ("policy-discard-least-changes", "policy-discard-secondary")
+        if target.disk is not DiskState.INCONSISTENT and not told and target.kind is Kind.ESTABLISHED:
             lost = target.holds - source.holds
             if outcome.rule != "equal-memory":
                 lost -= self.forgotten
@@ -457,6 +470,9 @@ def test_no_life_loses_an_acknowledged_write_or_calls_different_copies_equal(rng
         "equal-crashed",
         "discard-bitmap",
         "join",
+        "policy-discard-zero-changes",
+        "policy-discard-least-changes",
+        "policy-discard-secondary",
     ):
         assert rule in rules, f"no life came to {rule}"
 

@@ -29,10 +29,11 @@ STATES = list(itertools.product(DiskState, ConnectionState))
 
 
 def situations() -> Iterator[Situation]:
-    for role, disk, connection, peer_role, peer_disk, clients, force, discard in itertools.product(
-        Role, DiskState, ConnectionState, (None, *Role), (None, *DiskState), (0, 2), (False, True), (False, True)
+    flags = itertools.product((False, True), repeat=3)
+    for role, disk, connection, peer_role, peer_disk, clients, (force, discard, left) in itertools.product(
+        Role, DiskState, ConnectionState, (None, *Role), (None, *DiskState), (0, 2), list(flags)
     ):
-        yield Situation(role, disk, connection, peer_role, peer_disk, clients, force, discard)
+        yield Situation(role, disk, connection, peer_role, peer_disk, clients, force, discard, left)
 
 
 @pytest.mark.parametrize("wish", TABLES)
@@ -48,8 +49,9 @@ def test_every_situation_has_an_answer_and_every_row_a_situation(wish: str) -> N
 
 
 def test_no_bad_primary() -> None:
-    for (disk, connection), peer_role, force in itertools.product(STATES, (None, *Role), (False, True)):
-        verdict = may_promote(disk, connection, peer_role, force)
+    flags = list(itertools.product((False, True), repeat=2))
+    for (disk, connection), peer_role, (force, left) in itertools.product(STATES, (None, *Role), flags):
+        verdict = may_promote(disk, connection, peer_role, force, left)
         if isinstance(verdict, Refused):
             continue
         assert disk not in (DiskState.INCONSISTENT, DiskState.FAILED)
@@ -81,6 +83,15 @@ def test_promotion(
     disk: DiskState, connection: ConnectionState, peer_role: Role | None, force: bool, rule: str
 ) -> None:
     assert may_promote(disk, connection, peer_role, force).rule == rule
+
+
+def test_a_primary_that_left_in_order_is_warned_of_more_gently() -> None:
+    apart = ConnectionState.CONNECTING
+    left = may_promote(DiskState.CONSISTENT, apart, primary_left_in_order=True)
+    assert isinstance(left, Allowed)
+    assert left.rule == "primary-left-in-order"
+    assert "stopped in order" in (left.warning or "")
+    assert may_promote(DiskState.OUTDATED, apart, primary_left_in_order=True).rule == "outdated"
 
 
 def test_demotion_does_not_cut_clients_unasked() -> None:

@@ -177,6 +177,8 @@ def test_the_codes_on_the_wire_stay_what_they_are() -> None:
         "ANSWER": 11,
         "RECEIVED": 12,
         "REFUSED": 13,
+        "QUESTION": 14,
+        "TOLD": 15,
     }
     assert (Flag.FUA, Flag.MAY_TRIM, Flag.LZ4, Flag.RESYNC, Flag.ACK_RECEIVED) == (1, 2, 8, 16, 32)
     assert message(MessageType.ZERO, offset=4096, length=8192, flags=Flag.MAY_TRIM).hex() == (

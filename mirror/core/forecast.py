@@ -1,0 +1,78 @@
+"""What a handshake's outcome will cost, said before anything is done: which way, how many bytes, how long.
+
+The bytes are at most: two maps may name the same blocks, and a resync sends only what differs. The time rests on the
+speed that the last resync had, comparing included; without one it is unknown.
+"""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from mirror.core.generation import Action, Outcome, Standing
+from mirror.core.limits import BLOCK_BYTES
+
+TO_PEER = "to the peer"
+FROM_PEER = "from the peer"
+
+_DIRECTIONS = {
+    Action.SOURCE_BITMAP: TO_PEER,
+    Action.SOURCE_FULL: TO_PEER,
+    Action.TARGET_BITMAP: FROM_PEER,
+    Action.TARGET_FULL: FROM_PEER,
+}
+_APART = (Action.WAIT, Action.REFUSE, Action.SPLIT_BRAIN)
+
+
+class Forecast(NamedTuple):
+    """The plan that the table chose, for people. `bytes` and `expected_s` are None where nothing can be said."""
+
+    rule: str
+    action: Action
+    reason: str
+    remedy: str
+    direction: str | None
+    bytes: int | None
+    expected_s: float | None
+
+    def as_json(self) -> dict[str, Any]:
+        return {**self._asdict(), "action": self.action.value}
+
+
+def forecast(
+    outcome: Outcome, mine: Standing, theirs: Standing, known_bytes: int | None, speed: float | None
+) -> Forecast:
+    """`known_bytes`: what a resync by bitmap would cover, where both maps are known; `speed` in bytes a second."""
+    count = _bytes(outcome.action, mine, theirs, known_bytes)
+    expected_s = 0.0 if count == 0 else None
+    if count and speed:
+        expected_s = round(count / speed, 1)
+    return Forecast(
+        outcome.rule,
+        outcome.action,
+        outcome.reason,
+        outcome.remedy,
+        _DIRECTIONS.get(outcome.action),
+        count,
+        expected_s,
+    )
+
+
+def _bytes(action: Action, mine: Standing, theirs: Standing, known_bytes: int | None) -> int | None:
+    if action in _APART:
+        return None
+    if action is Action.NONE:
+        return 0
+    if action in (Action.SOURCE_FULL, Action.TARGET_FULL):
+        return mine.size_bytes
+    if known_bytes is not None:
+        return known_bytes
+    return min(mine.size_bytes, (mine.dirty_blocks + theirs.dirty_blocks) * BLOCK_BYTES)
+
+
+def speed_of(last_resync: Mapping[str, Any] | None) -> float | None:
+    """Bytes a second that the last resync covered, None where it tells nothing."""
+    if last_resync is None:
+        return None
+    covered, seconds = last_resync.get("dirty_bytes"), last_resync.get("seconds")
+    if not isinstance(covered, int | float) or not isinstance(seconds, int | float) or covered <= 0 or seconds <= 0:
+        return None
+    return covered / seconds

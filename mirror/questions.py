@@ -1,0 +1,125 @@
+"""What a replica may ask the other without a session, though they refuse each other: who are you, what did you change?
+
+The question changes nothing on either side: no state, nothing durable, no running session. So the plan can be shown
+before the act (`connect --dry-run`), and a split brain be listed before anybody discards anything (`diff`).
+
+    QUESTION {versions, "standing", "features", "map_from": extent or null}
+    TOLD     {versions, "standing", "features", "connected", "wanted",
+              "map": [[extent, bits]...], "map_next": extent or null}
+
+A large map comes in parts, one a question, all on one stream; the parts are of one moment.
+"""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from mirror import handshake
+from mirror.core.dirty_map import DirtyMap
+from mirror.core.errors import ProtocolError
+from mirror.core.generation import Standing
+from mirror.core.limits import MAP_EXTENTS_SENT_MAX
+from mirror.core.wire import MessageType, decode_object, words
+from mirror.link import Stream
+from mirror.replica import Replica
+
+# What an error names.
+MESSAGE = "a question or its answer"
+
+
+@dataclass(frozen=True)
+class Said:
+    """What a side says of itself when it is asked."""
+
+    standing: Standing
+    features: dict[str, Any]
+    # It has a session, with whomever.
+    connected: bool
+    # It takes part in handshakes: its operator did not disconnect it.
+    wanted: bool
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the peer said; `dirty` is None where its map was not asked for, or is of another size."""
+
+    said: Said
+    dirty: DirtyMap | None
+
+
+def ask(stream: Stream, mine: Said, with_map: bool) -> Answer:
+    """Ask the peer on a new stream. Raises LinkLost, Wait or ProtocolError."""
+    question: dict[str, Any] = _encode(mine)
+    told = _ask_once(stream, {**question, "map_from": 0 if with_map else None})
+    said = _decode(told)
+    if not with_map or said.standing.size_bytes != mine.standing.size_bytes:
+        return Answer(said, None)
+    dirty = DirtyMap(mine.standing.size_bytes)
+    handshake.add_map(dirty, told.get("map"))
+    position = 0
+    while (following := told.get("map_next")) is not None:
+        # Each part lies behind the former one, so that this ends whatever the peer says.
+        if not isinstance(following, int) or not position < following < dirty.extent_count:
+            raise ProtocolError(f"a part of a dirty map that begins at {words(following)}")
+        position = following
+        told = _ask_once(stream, {**question, "map_from": position})
+        handshake.add_map(dirty, told.get("map"))
+    return Answer(said, dirty)
+
+
+def _ask_once(stream: Stream, question: dict[str, Any]) -> dict[str, Any]:
+    stream.send(MessageType.QUESTION, payload=json.dumps(question).encode())
+    header, payload = stream.receive()
+    told = decode_object(payload, MESSAGE)
+    if header.type is MessageType.REFUSED:
+        raise handshake.Wait(words(told.get("reason")))
+    if header.type is not MessageType.TOLD:
+        raise ProtocolError(f"a {header.type.name} message in answer to a question")
+    return told
+
+
+def answer(stream: Stream, payload: bytes | memoryview, replica: Replica, say: Callable[[], Said]) -> None:
+    """Answer questions on this stream until the peer hangs up; `payload` is the first one. Raises PeerErrors."""
+    dirty: DirtyMap | None = None
+    while True:
+        question = decode_object(payload, MESSAGE)
+        _decode(question)
+        told = _encode(say())
+        start = question.get("map_from")
+        if start is not None:
+            if dirty is None:
+                dirty = replica.own_map()
+            told["map"], told["map_next"] = _part(dirty, start)
+        stream.send(MessageType.TOLD, payload=json.dumps(told).encode())
+        header, payload = stream.receive()
+        if header.type is not MessageType.QUESTION:
+            raise ProtocolError(f"a {header.type.name} message where a question was due")
+
+
+def _part(dirty: DirtyMap, start: object) -> tuple[list[Any], int | None]:
+    if not isinstance(start, int) or isinstance(start, bool):
+        raise ProtocolError(f"{words(start)} where an extent's number was due")
+    extents = [extent for extent in dirty.extents() if extent >= start]
+    rest = extents[MAP_EXTENTS_SENT_MAX:]
+    return handshake.encode_map(dirty, extents[:MAP_EXTENTS_SENT_MAX]), rest[0] if rest else None
+
+
+def _encode(said: Said) -> dict[str, Any]:
+    return {
+        **handshake.VERSIONS,
+        "standing": handshake.encode_standing(said.standing),
+        "features": said.features,
+        "connected": said.connected,
+        "wanted": said.wanted,
+    }
+
+
+def _decode(message: dict[str, Any]) -> Said:
+    handshake.check_versions(message)
+    return Said(
+        handshake.decode_standing(message.get("standing")),
+        handshake.features_in(message),
+        message.get("connected") is True,
+        message.get("wanted") is True,
+    )
