@@ -2,7 +2,7 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-test run test test-long bench lint format clean
+.PHONY: help setup setup-test run test test-long bench lint format pictures clean
 
 bin := .venv/bin
 
@@ -35,6 +35,9 @@ lint: setup-test ## style, format and types
 format: setup-test ## format the code and mend what ruff can
 	@$(bin)/ruff check --fix --quiet || true
 	@$(bin)/ruff format
+
+pictures: setup-test ## draw docs/pictures and the table of docs/histories.md anew
+	@$(bin)/python docs/draw_histories.py
 
 clean: ## remove .venv and caches of the clone (not demo/, not the nbdkit that other clones use)
 	@rm -rf .venv .hypothesis .mypy_cache .pytest_cache .ruff_cache build dist *.egg-info
