@@ -184,7 +184,7 @@ def _unexpected_command(name: bytes, rest: bytes) -> ProtocolError:
 VERSION = 1
 # Of all that is said by such messages: types, flags, JSON keys, control operations, the order of a handshake. Each side
 # names the newest that it speaks and the oldest that it still does, in the first message; one that names none speaks 1.
-SESSION_VERSION = 2
+SESSION_VERSION = 3
 SESSION_VERSION_MIN = 2
 _MAGIC = 0x626E  # "nb"
 

@@ -232,6 +232,8 @@ MESSAGES: list[tuple[MessageType, int, int, int, bytes, int, int]] = [
     (MessageType.HELLO, 0, 0, 0, b'{"version": 2}', 0, 0),
     (MessageType.HELLO_REPLY, 0, 0, 0, b'{"rule": "equal"}', 0, 0),
     (MessageType.REFUSED, 0, 0, 0, b'{"reason": "busy"}', 0, 0),
+    (MessageType.QUESTION, 0, 0, 0, b'{"map_from": 0}', 0, 0),
+    (MessageType.TOLD, 0, 0, 0, b'{"map": [[0, "f"]], "map_next": null}', 0, 0),
     (MessageType.CONTROL, 0, 0, 0, b'{"op": "outdate", "request": 1}', 0, 0),
     (MessageType.HEARTBEAT, 0, 0, 0, bytes(8 * 18), 0, 0),
     (MessageType.WRITE, 0, 4096, 256, PAYLOAD, 0, 0),
