@@ -175,13 +175,20 @@ def request(directory: Path, command: str, timeout_s: float, **arguments: object
             f"the server of {directory} ended while it worked on '{command}'",
             remedy=f"look at its log and at: nbdmirror status {directory}",
         )
-    reply = json.loads(answer)
-    if not reply.get("ok"):
-        error = reply.get("error", {})
-        raise CommandRefused(error.get("message", "the server refused"), remedy=error.get("remedy", ""))
-    result = reply["result"]
-    assert isinstance(result, dict), "a result is an object"
-    return result
+    try:
+        reply = json.loads(answer)
+        if not reply.get("ok"):
+            error = reply.get("error", {})
+            raise CommandRefused(str(error.get("message", "the server refused")), remedy=str(error.get("remedy", "")))
+        result = reply["result"]
+        if not isinstance(result, dict):
+            raise TypeError("a result is an object")
+        return result
+    except (AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
+        raise ServerSilent(
+            f"what listens at {directory / FILE_NAME} gave no answer that can be read to '{command}'",
+            remedy="run the release of nbdmirror that serves it",
+        ) from error
 
 
 @contextlib.contextmanager

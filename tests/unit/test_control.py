@@ -206,3 +206,27 @@ def test_a_directory_whose_path_is_too_long_for_a_socket(tmp_path: Path, volume:
     server.start()
     assert control.request(deep, "status", 5)
     server.stop()
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [b"\xff\n", b"[]\n", b"7\n", b"{}\n", b'{"ok": true}\n', b'{"ok": true, "result": []}\n', b"[" * 9999 + b"\n"],
+    ids=lambda answer: repr(answer[:20]),
+)
+def test_an_answer_that_cannot_be_read_is_no_traceback(tmp_path: Path, answer: bytes) -> None:
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(tmp_path / control.FILE_NAME))
+        listener.listen()
+
+        def say() -> None:
+            connection = listener.accept()[0]
+            with connection:
+                connection.recv(1000)
+                connection.sendall(answer)
+
+        thread = threading.Thread(target=say)
+        thread.start()
+        with pytest.raises((ServerSilent, CommandRefused)) as caught:
+            control.request(tmp_path, "status", 5)
+        thread.join()
+        assert caught.value.message
