@@ -60,6 +60,8 @@ ENTRY_POINTS = {
     "nbd_server/plugin.py": "nbdkit loads it",
     "bench/__main__.py": "python -m bench",
     "tests/integration/writer.py": "a client process that tests start and kill",
+    "tests/kernel/ask.py": "tests run it in a guest",
+    "tests/crash/loader/sitecustomize.py": "Python loads it where a test asks for crash points",
 }
 # Beside an `except` that may catch everything and not raise it again: what it is the outermost call of.
 OUTERMOST = "outermost"

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Protocol
 
 from tests.integration.cluster import Replica
 from tests.integration.history import History
@@ -16,17 +17,25 @@ WRITER = Path(__file__).with_name("writer.py")
 PROJECT = Path(__file__).resolve().parents[2]
 
 
+class Target(Protocol):
+    """What a writer must know of a replica."""
+
+    uri: str
+    log_path: Path
+    client_prefix: tuple[str, ...]
+
+
 class Writer:
     """One run of writer.py against a replica; `history` gathers the runs of a test.
 
     Options are writer.py's, with underscores: Writer(a, history, 1, depth=16, flush_every=50).
     """
 
-    def __init__(self, replica: Replica, history: History, run: int = 1, /, **options: object) -> None:
+    def __init__(self, replica: Replica | Target, history: History, run: int = 1, /, **options: object) -> None:
         self.history = history
         self.log_path = replica.log_path.parent / f"writer-{run}.log"
         self.log_path.touch()
-        words = [sys.executable, str(WRITER), replica.uri, str(self.log_path)]
+        words = [*replica.client_prefix, sys.executable, str(WRITER), replica.uri, str(self.log_path)]
         words += ["--seed", str(history.seed), "--first-id", str(run * IDS_A_RUN)]
         for name, value in options.items():
             words += [f"--{name.replace('_', '-')}"] if value is True else [f"--{name.replace('_', '-')}", str(value)]

@@ -69,12 +69,18 @@ class Replica:
         self.log_path = directory.parent / f"{directory.name}.log"
         self.listen = ""
         self.serve_options: tuple[str, ...] = ()
+        # The words before a client's command that make it run where the replica can be reached.
+        self.client_prefix: tuple[str, ...] = ()
         self.process: subprocess.Popen[bytes] | None = None
         self._prefix = list(prefix)
         self._wanted_role = ""
         self._allowed: list[re.Pattern[str]] = []
         self._frozen: list[int] = []
         self._orphans: list[int] = []
+
+    def runs_under(self, *words: str) -> None:
+        """From its next start on `serve` is run by this command: `env`, or one that enters a namespace."""
+        self._prefix += words
 
     # -- life ---------------------------------------------------------------------------------------------------
 
@@ -429,19 +435,31 @@ class Cluster:
         return problems
 
 
+def _next_data(descriptor: int, offset: int) -> int:
+    """Where the next data of a file begins; its end, or the offset itself where it has ended, when there is none."""
+    try:
+        return os.lseek(descriptor, offset, os.SEEK_DATA)
+    except OSError:
+        return max(offset, os.fstat(descriptor).st_size)
+
+
 def different_blocks(a: Path, b: Path, size_bytes: int | None = None) -> list[int]:
     """Offsets of the 4 KiB blocks in which two files differ (at most the first 20)."""
     found: list[int] = []
     chunk = 1 << 20
     with a.open("rb") as left, b.open("rb") as right:
         end = size_bytes or max(os.fstat(left.fileno()).st_size, os.fstat(right.fileno()).st_size)
-        for offset in range(0, end, chunk):
+        offset = 0
+        while offset < end:
+            # Where both are holes there is nothing to compare.
+            offset = min(max(offset, _next_data(file.fileno(), offset) // chunk * chunk) for file in (left, right))
+            left.seek(offset)
+            right.seek(offset)
             one, two = left.read(chunk), right.read(chunk)
-            if one == two:
-                continue
-            for at in range(0, max(len(one), len(two)), 4096):
+            for at in range(0, max(len(one), len(two)), 4096) if one != two else ():
                 if one[at : at + 4096] != two[at : at + 4096] and len(found) < 20:
                     found.append(offset + at)
+            offset += chunk
     return found
 
 

@@ -1,6 +1,6 @@
 """A User-Mode Linux guest: a real kernel as a plain process, with a shell that a test talks to.
 
-    network = GuestNetwork()            # a namespace with a tap; replicas run in it, listening on network.host_address
+    network = GuestNetwork()            # a namespace; what runs in it listens on network.host_address
     guest = Guest(network, tmp_path)
     guest.run("nbd-client 10.78.0.1 20001 /dev/nbd0 -N vol")
 
@@ -16,6 +16,7 @@ import select
 import signal
 import subprocess
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from tests.integration.processes import run, wait_for
@@ -28,22 +29,29 @@ _numbers = itertools.count()
 
 
 class GuestNetwork:
-    """A network namespace of the host with a tap that the guest's network card is the other end of."""
+    """A network namespace of the host with a bridge, and a tap on it for each guest's network card."""
 
     host_address = "10.78.0.1"
-    guest_address = "10.78.0.2"
 
-    def __init__(self) -> None:
+    def __init__(self, guests: int = 1) -> None:
+        self.guest_addresses = [f"10.78.0.{2 + number}" for number in range(guests)]
         self.namespace = f"nbdm{os.getpid()}-guest{next(_numbers)}"
         run(["ip", "netns", "add", self.namespace])
         try:
-            run(["ip", "-n", self.namespace, "link", "set", "lo", "up"])
-            run(["ip", "-n", self.namespace, "tuntap", "add", "mode", "tap", "name", "tap0"])
-            run(["ip", "-n", self.namespace, "addr", "add", f"{self.host_address}/24", "dev", "tap0"])
-            run(["ip", "-n", self.namespace, "link", "set", "tap0", "up"])
+            self._build()
         except AssertionError:
             self.close()
             raise
+
+    def _build(self) -> None:
+        inside = ["ip", "-n", self.namespace]
+        run([*inside, "link", "set", "lo", "up"])
+        run([*inside, "link", "add", "br0", "type", "bridge"])
+        run([*inside, "addr", "add", f"{self.host_address}/24", "dev", "br0"])
+        run([*inside, "link", "set", "br0", "up"])
+        for number, _ in enumerate(self.guest_addresses):
+            run([*inside, "tuntap", "add", "mode", "tap", "name", f"tap{number}"])
+            run([*inside, "link", "set", f"tap{number}", "master", "br0", "up"])
 
     def enter(self) -> list[str]:
         return ["nsenter", f"--net=/run/netns/{self.namespace}", "--"]
@@ -53,16 +61,24 @@ class GuestNetwork:
 
 
 class Guest:
-    """Boots at once; `run` gives commands to its shell."""
+    """Boots at once; `run` gives commands to its shell. Files of `disks` are its /dev/ubda, /dev/ubdb ..."""
 
-    def __init__(self, network: GuestNetwork, directory: Path) -> None:
+    def __init__(
+        self,
+        network: GuestNetwork,
+        directory: Path,
+        disks: Sequence[Path] = (),
+        number: int = 0,
+        memory: str = "192M",
+    ) -> None:
         self.console = b""
         words = [
             *network.enter(),
-            *("linux.uml", "mem=192M", "rootfstype=hostfs", "rootflags=/", "ro", "root=/dev/root", f"init={INIT}"),
+            *("linux.uml", f"mem={memory}", "rootfstype=hostfs", "rootflags=/", "ro", "root=/dev/root", f"init={INIT}"),
             *("con=null", "con0=fd:0,fd:1", "quiet", f"uml_dir={directory}/"),
-            "vec0:transport=tap,ifname=tap0,depth=128,gro=1",
-            f"guest_address={network.guest_address}/24",
+            f"vec0:transport=tap,ifname=tap{number},depth=128,gro=1",
+            f"guest_address={network.guest_addresses[number]}/24",
+            *(f"ubd{letter}={disk}" for letter, disk in zip("abcdefgh", disks, strict=False)),
         ]
         # A session of its own: the guest's processes are processes of the host too, they are ended together.
         self.process = subprocess.Popen(
@@ -96,6 +112,13 @@ class Guest:
         self.console += seen
         return int(match[1]), seen[: match.start()].decode(errors="replace").replace("\r\n", "\n").strip()
 
+    def cut_power(self) -> None:
+        """kill -9: what only its page cache held is gone, what its disk had finished is in the file."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.communicate(timeout=10)
+        wait_for(self._helpers_gone, 10.0, "the guest's processes to end")
+
     def close(self) -> None:
         """Power off; what does not end is killed, all of it is waited for."""
         assert self.process.stdin is not None
@@ -104,10 +127,7 @@ class Guest:
             self.process.stdin.flush()
         with contextlib.suppress(subprocess.TimeoutExpired):
             self.process.communicate(timeout=10)
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.communicate(timeout=10)
-        wait_for(self._helpers_gone, 10.0, "the guest's processes to end")
+        self.cut_power()
 
     def _helpers_gone(self) -> bool:
         with contextlib.suppress(ChildProcessError):
