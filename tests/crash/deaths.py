@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -61,14 +62,13 @@ class Deaths:
             self.replica.process.wait(5)
 
 
-def create_and_die(directory: Path, point: str, *options: str) -> subprocess.CompletedProcess[str]:
-    """Run `nbdmirror create` until it kills itself at the point."""
-    orders = directory.with_name(f"{directory.name}.crash")
+def command_and_die(verb: str, directory: Path, point: str, *options: str) -> None:
+    """Run `nbdmirror VERB DIR OPTIONS` until it kills itself at the point."""
+    orders = directory.with_name(f"{directory.name}.{point}")
     orders.mkdir()
     (orders / "armed").write_text(f"{point} self 0")
     environment = os.environ | {"PYTHONPATH": str(LOADER), "NBDMIRROR_CRASH": str(orders)}
-    words = [sys.executable, str(NBDMIRROR), "create", str(directory), *options]
+    words = [sys.executable, str(NBDMIRROR), verb, str(directory), *options]
     done = subprocess.run(words, env=environment, capture_output=True, text=True, check=False, timeout=20)
     assert (orders / "reached").exists(), f"never reached {point}: {done}"
-    assert done.returncode == -9, done
-    return done
+    assert done.returncode == -signal.SIGKILL, done

@@ -216,6 +216,14 @@ CREATE = {
     "create-done": Point(_COMMAND + "_sync", AFTER, call=3),
 }
 
+INVALIDATE = {
+    "void-begins": Point(_META + "write_superblock", BEFORE),
+    "void-torn": Point(_META_WRITE, TORN, inside=_META + "write_superblock", call=1),
+    "void-first-copy": Point(_META_WRITE, AFTER, inside=_META + "write_superblock", call=1),
+    "void-second-copy-torn": Point(_META_WRITE, TORN, inside=_META + "write_superblock", call=2),
+    "void-written": Point(_META + "write_superblock", AFTER),
+}
+
 GROUPS = {
     "write": WRITE,
     "deferred": DEFERRED,
@@ -233,6 +241,7 @@ GROUPS = {
     "stop": STOP,
     "start": START,
     "disconnect": DISCONNECT,
+    "invalidate": INVALIDATE,
     "create": CREATE,
 }
 

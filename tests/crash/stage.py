@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import nbd
 
-from tests.crash.deaths import Deaths
+from tests.crash.deaths import Deaths, command_and_die
 from tests.integration.clients import Writer, new_history
 from tests.integration.cluster import CLIENT_GONE, PEER_LOST, UNANSWERED, Cluster, Replica, assert_equal_copies
 from tests.integration.processes import wait_for
@@ -340,6 +340,17 @@ class Stage:
         self.bring_back(self.secondary)
         if (self.secondary.peek() or {}).get("connection") == "Standalone":
             self.secondary.command("connect")
+        self.settle()
+
+    def invalidated(self) -> None:
+        """The command dies while it declares the secondary void; void or not, it comes back in step."""
+        self.writer().stop()
+        self.secondary.stop()
+        command_and_die("invalidate", self.secondary.directory, self.point)
+        writer = self.writer()
+        self.secondary.serve()
+        writer.wait_answers(20)
+        writer.stop()
         self.settle()
 
 
