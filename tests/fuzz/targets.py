@@ -5,6 +5,7 @@ a checksum must be refused whenever it is not one of the recorded inputs; behind
 may stand, and must be refused by name or come back as it went.
 """
 
+import json
 import random
 import socket
 import struct
@@ -18,9 +19,10 @@ from typing import Any
 import crc32c
 
 from cli import inspect, offline
-from mirror import handshake
+from mirror import handshake, questions
 from mirror.core import wire
 from mirror.core.activity_log import ActivityLog, DamagedLog, Rebuilt
+from mirror.core.dirty_map import DirtyMap
 from mirror.core.errors import DamagedRecord, LinkLost, MirrorError, OperatorError, ProtocolError, UnknownVersion
 from mirror.core.layout import (
     decode_log_record,
@@ -32,6 +34,7 @@ from mirror.core.layout import (
     ring_position,
 )
 from mirror.core.limits import HEADER_BYTES, KIB, LOG_RING_RECORDS, MIB, RECORD_BYTES, REQUEST_BYTES_MAX
+from mirror.core.policy import Policies
 from mirror.core.recovery import choose_superblock
 from mirror.link import RECEIVE_BUFFER_BYTES, Stream
 from mirror.replica import Replica
@@ -450,6 +453,35 @@ def check_control(raw: bytes) -> None:
     dirty.clear_all()
 
 
+def make_question(rng: random.Random) -> bytes:
+    return mutate(rng, [*questions_told(), *corpus.json_messages("HELLO")])
+
+
+@cache
+def questions_told() -> list[bytes]:
+    """What a replica asks, and what it answers."""
+    said = questions.Said(handshake.standing(replica(), False, Policies()), {"protocol": "C"}, True, True)
+    told = questions._encode(said)
+    parts = ({"map_from": None}, {"map_from": 0}, {"map": [[0, "f"], [1, "1"]], "map_next": None}, {"map_next": 1})
+    return [json.dumps({**told, **part}).encode() for part in parts]
+
+
+def check_question(raw: bytes) -> None:
+    try:
+        message = wire.decode_object(raw, "a message")
+        questions._decode(message)
+    except (ProtocolError, handshake.Refusal):
+        return
+    for read in (
+        lambda: questions._part(replica().dirty, message.get("map_from")),
+        lambda: handshake.add_map(DirtyMap(8 * MIB), message.get("map")),
+    ):
+        try:
+            read()
+        except ProtocolError:
+            pass
+
+
 # -- the control socket -----------------------------------------------------------------------------------------------
 
 LINES = [
@@ -511,6 +543,7 @@ _ROWS = (
     ("zmtp-command", make_command, check_command, 64 * KIB, 20_000, 30),
     ("hello", make_hello, check_hello, 4 * MIB, 10_000, 50),
     ("control-message", make_control, check_control, 4 * MIB, 20_000, 50),
+    ("question", make_question, check_question, 4 * MIB, 20_000, 30),
     ("control-socket", lambda rng: mutate(rng, LINES), check_line, 4 * MIB, 10_000, 30),
 )
 TARGETS = {name: Target(name, *rest) for name, *rest in _ROWS}
