@@ -349,12 +349,15 @@ def prepare(replica: Replica, plan: Plan, their_map: object) -> None:
         replica.persist_map()
         changes["peer_disk"] = DiskState.INCONSISTENT
     replica.update(**changes)
-    plan.expected_current = replica.superblock.current
+    # Not what it is by now: the primary may have gone on alone since it said how it stands.
+    plan.expected_current = int(changes.get("current", plan.mine.current))
 
 
 def check_unchanged(replica: Replica, plan: Plan) -> None:
     """What the plan rests on still holds; call while no request runs. Raises Wait."""
-    if replica.superblock.current != plan.expected_current or replica.role is not plan.mine.role:
+    with replica.books:
+        left_dirty = plan.outcome.action is Action.NONE and replica.dirty.dirty_blocks > 0
+    if replica.superblock.current != plan.expected_current or replica.role is not plan.mine.role or left_dirty:
         raise Wait("this replica moved on during the handshake")
 
 

@@ -296,6 +296,8 @@ class Primary:
         with self._alone_lock:
             if self.gate is Gate.CUT:
                 raise ConnectionCut("this replica stops serving; the request stays unanswered")
+            if self.replica.failed:
+                raise self._no_disk()
             if not self._alone_recorded:
                 try:
                     self.replica.move_on(DiskState.OUTDATED)
@@ -346,6 +348,7 @@ class Primary:
         end = -(-(offset + len(buffer)) // BLOCK_BYTES) * BLOCK_BYTES
         whole = memoryview(bytearray(end - start))
         ticket = self.lock_range(start, len(whole))
+        first, last = 0, -1
         try:
             self._read_from_peer(whole, start)
             buffer[:] = whole[offset - start : offset - start + len(buffer)]
@@ -355,12 +358,22 @@ class Primary:
                 self.disk_failed(error)
                 return
             try:
+                # A power cut may tear this write like any other (invariant log-before-write).
+                first, last = self._hold_logged(start, len(whole))
                 self._store.write(whole, start, True)
                 self._store.read_into(whole, start)
             except DeviceError as second:
                 self.disk_failed(second)
         finally:
-            self.unlock_range(ticket)
+            self.unlock(ticket, first, last)
+
+    def _hold_logged(self, offset: int, length: int) -> tuple[int, int]:
+        first, last = extents_of(offset, length)
+        with self._books:
+            if self.replica.log.hold(first, last):
+                return first, last
+        self._log_writer.hold(first, last)
+        return first, last
 
     def disk_failed(self, error: DeviceError) -> bool:
         """The replica is Failed. True when the volume goes on through the peer's copy, which then knows about it."""
@@ -486,7 +499,7 @@ class Primary:
             # Answered already, but the peer may lack it: say so durably before anything else happens.
             try:
                 self.record_alone()
-            except (ConnectionCut, DeviceError) as error:
+            except MirrorError as error:
                 log.warning("could not record that the peer lacks answered writes: %s", error)
 
     def alone_is_recorded(self) -> None:

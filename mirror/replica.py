@@ -114,6 +114,14 @@ class Replica:
         except DeviceError as second:
             log.error("could not record the failure: %s", second)
 
+    def flush(self) -> None:
+        """Make this side's data stable. Raises DeviceError, and is Failed then: no later flush could be believed."""
+        try:
+            self.store.flush()
+        except DeviceError as error:
+            self.fail(error)
+            raise
+
     # The durable dirty map
 
     def persist_extents(self, extents: Iterable[int]) -> None:

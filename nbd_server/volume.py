@@ -248,7 +248,7 @@ class Volume:
     def _take_role_alone(self) -> None:
         """Become primary without the peer: a history of its own begins, durably, before the first request."""
         replica = self._replica
-        replica.store.flush()
+        replica.flush()
         known = replica.superblock
         new = self._runtime.random_number()
         # While no peer is configured nothing tracks what changes: a peer that comes later gets everything (duty g7).
@@ -268,7 +268,7 @@ class Volume:
 
     def _promote_connected(self, session: Session) -> None:
         session.request("may_promote", ROLE_REQUEST_TIMEOUT_S)
-        self._replica.store.flush()
+        self._replica.flush()
         self._replica.update(primary=True, clean=False)
         self._serve_as_primary()
 
@@ -543,7 +543,7 @@ class Volume:
         replica = self._replica
         if session.ended or replica.failed or replica.superblock.disk is not DiskState.UP_TO_DATE:
             raise OperatorError("the peer's disk is not UpToDate", remedy="wait until it is")
-        replica.store.flush()
+        replica.flush()
         replica.update(primary=True, clean=False)
         session.peer = dataclasses.replace(session.peer, role=Role.SECONDARY)
         self._serve_as_primary()
@@ -619,7 +619,7 @@ class Volume:
         if self._primary.session is not None:
             self._primary.flushes.run_round()
         elif not self._replica.failed:
-            self._replica.store.flush()
+            self._replica.flush()
 
     def _flush_for_stop(self) -> bool:
         try:
@@ -642,7 +642,7 @@ class Volume:
         try:
             replica.persist_map()
             if not replica.failed:
-                replica.store.flush()
+                replica.flush()
             if clean and not replica.failed:
                 # Secondary by now: the flag says that a crash as primary is not resolved yet (duty g9).
                 replica.update(clean=True, primary=replica.crashed_primary)
