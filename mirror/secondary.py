@@ -115,7 +115,8 @@ class Receiver:
             raise ProtocolError(f"a request for digests of {header.length} bytes at {header.offset}, no whole blocks")
 
     def _answer(self, stream: Stream, header: Header, payload: memoryview) -> None:
-        if self._session.ended:
+        # What was confirmed as received may be acknowledged already: it is carried out whatever became of the session.
+        if self._session.ended and not header.flags & Flag.ACK_RECEIVED:
             raise LinkLost(self._session.reason)
         answer: bytes | memoryview = b""
         code = 0

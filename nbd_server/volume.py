@@ -268,8 +268,14 @@ class Volume:
 
     def _promote_connected(self, session: Session) -> None:
         session.request("may_promote", ROLE_REQUEST_TIMEOUT_S)
-        self._replica.flush()
-        self._replica.update(primary=True, clean=False)
+        try:
+            self._replica.flush()
+            self._replica.update(primary=True, clean=False)
+        except MirrorError:
+            # The peer takes this side for the primary since it agreed.
+            if self._peer is not None:
+                self._peer.tell_state()
+            raise
         self._serve_as_primary()
 
     def _serve_as_primary(self) -> None:
