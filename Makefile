@@ -24,6 +24,12 @@ test: lint ## lint, types and all tests that are not long
 test-long: lint ## the same with the long tests (estimated 40 minutes on 2 cores)
 	@$(bin)/python -m pytest -m "long or not long"
 
+sim: setup-test ## one life of the simulated cluster as a timeline: make sim SEED=7
+	@$(bin)/python -m tests.sim one $(or $(SEED),0)
+
+soak: setup-test ## ever new lives of the simulated cluster, on all cores: make soak HOURS=8
+	@$(bin)/python -m tests.sim soak --hours $(or $(HOURS),1)
+
 bench: setup-test ## measure, beside nbdkit's own plugins
 	@$(bin)/python -m bench
 

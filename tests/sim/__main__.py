@@ -1,0 +1,208 @@
+"""python -m tests.sim: run lives of the simulator. One that fails is shrunk and shown; the status is 1 then."""
+
+import gc
+import itertools
+import json
+import os
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from tests.sim.faults import FAULTS, Fault, planted
+from tests.sim.life import Life, Result
+from tests.sim.plan import Plan, draw_plan
+from tests.sim.shrink import shrink
+
+# Lives that a worker runs at a time: a second or two.
+BATCH = 20
+# Lives in which each planted fault must be found.
+FAULT_LIVES_MAX = 600
+# How a violation is told to the parent process: seed, invariant, message.
+Failure = tuple[int, str, str]
+
+
+@click.group()
+def main() -> None:
+    """Whole clusters of the production code under virtual time, with crashes, cuts and torn writes."""
+
+
+@main.command()
+@click.argument("seed", type=int)
+@click.option("--events", default="", help="Events that this life shall have more of, with commas.")
+@click.option("--protocols", default="CCCCCCBBAA", show_default=True)
+@click.option("--fault", "fault_name", default="", help="Plant this fault.")
+@click.option("--no-shrink", is_flag=True, help="Show the whole life.")
+def one(seed: int, events: str, protocols: str, fault_name: str, no_shrink: bool) -> None:
+    """Replay one life and print its timeline."""
+    fault = next((fault for fault in FAULTS if fault.name == fault_name), None)
+    if fault_name and fault is None:
+        raise click.UsageError(f"no fault {fault_name!r}; there are: {', '.join(fault.name for fault in FAULTS)}")
+    if fault is not None:
+        events, protocols = ",".join(fault.events), fault.protocols
+    plan = draw_plan(seed, tuple(filter(None, events.split(","))), protocols, fault is not None and fault.narrow)
+    if fault is None:
+        result = _live(plan, no_shrink)
+    else:
+        with planted(fault):
+            result = _live(plan, no_shrink)
+    _show(result)
+    sys.exit(1 if result.violations else 0)
+
+
+def _live(plan: Plan, no_shrink: bool) -> Result:
+    result = Life(plan).run()
+    if result.violations and not no_shrink:
+        full = len(result.plan.events), len(result.plan.operations)
+        result = shrink(result)
+        left = len(result.plan.events), len(result.plan.operations)
+        click.echo(f"shrunk from {full[0]} events and {full[1]} operations to {left[0]} and {left[1]}")
+    return result
+
+
+def _show(result: Result) -> None:
+    plan = result.plan
+    click.echo(
+        f"seed {plan.seed}: protocol {plan.protocol}, a log of {plan.log_slots} extents, {plan.workers} client threads,"
+        f" {len(plan.operations)} operations, {len(plan.events)} events, {result.steps} steps,"
+        f" {result.virtual_s:.1f} virtual seconds"
+    )
+    for line in result.timeline:
+        click.echo(line)
+    for invariant, message in result.violations:
+        click.echo(f"\nBROKEN: {invariant}\n    {message}")
+
+
+@main.command()
+@click.option("--count", default=1000, show_default=True, help="How many lives.")
+@click.option("--first", default=0, show_default=True, help="The first seed.")
+@click.option("--json", "as_json", is_flag=True, help="For machines.")
+def lives(count: int, first: int, as_json: bool) -> None:
+    """Run this many lives on all cores."""
+    sys.exit(_run_many(range(first, first + count), None, as_json))
+
+
+@main.command()
+@click.option("--hours", default=1.0, show_default=True, help="How long.")
+def soak(hours: float) -> None:
+    """Go on with ever new seeds on all cores."""
+    first = int(time.time()) * 1000
+    sys.exit(_run_many(_forever(first), time.monotonic() + hours * 3600, False, total_s=hours * 3600))
+
+
+def _forever(first: int) -> Iterator[int]:
+    while True:
+        yield first
+        first += 1
+
+
+def _batch(seeds: list[int]) -> tuple[int, int, list[Failure]]:
+    """Run these in a worker: lives, steps and failures."""
+    failures: list[Failure] = []
+    steps = 0
+    for seed in seeds:
+        result = Life(draw_plan(seed)).run()
+        steps += result.steps
+        failures += [(seed, invariant, message) for invariant, message in result.violations[:1]]
+    gc.collect()
+    return len(seeds), steps, failures
+
+
+def _run_many(seeds: Iterable[int], until_s: float | None, as_json: bool, total_s: float = 0.0) -> int:
+    started_s = time.monotonic()
+    iterator = iter(seeds)
+    done = steps = 0
+    failures: list[Failure] = []
+    console = Console(stderr=True)
+    total = len(seeds) if isinstance(seeds, range) else total_s
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    with (
+        Progress(*columns, console=console, disable=as_json or not console.is_terminal) as progress,
+        ProcessPoolExecutor(os.cpu_count()) as pool,
+    ):
+        task = progress.add_task("lives", total=total)
+        running: set[Future[tuple[int, int, list[Failure]]]] = set()
+        more = True
+        while more or running:
+            while more and len(running) < 2 * (os.cpu_count() or 1):
+                batch = list(itertools.islice(iterator, BATCH))
+                more = bool(batch) and not failures and (until_s is None or time.monotonic() < until_s)
+                if more:
+                    running.add(pool.submit(_batch, batch))
+            finished, running = wait(running, return_when=FIRST_COMPLETED) if running else (set(), set())
+            for future in finished:
+                count, taken, found = future.result()
+                done, steps = done + count, steps + taken
+                failures += found
+            passed_s = time.monotonic() - started_s
+            progress.update(
+                task,
+                completed=done if isinstance(seeds, range) else passed_s,
+                description=f"{done} lives, {done / passed_s * 60:.0f} a minute",
+            )
+    passed_s = time.monotonic() - started_s
+    failures.sort()
+    if as_json:
+        keys = ("seed", "invariant", "message")
+        found_as_json = [dict(zip(keys, failure, strict=True)) for failure in failures]
+        click.echo(
+            json.dumps({"lives": done, "seconds": round(passed_s, 1), "steps": steps, "failures": found_as_json})
+        )
+    else:
+        click.echo(f"{done} lives in {passed_s:.0f} s, {done / passed_s * 60:.0f} a minute, {len(failures)} failed")
+    if failures:
+        for invariant, number in Counter(invariant for _, invariant, _ in failures).items():
+            click.echo(f"{number} broke {invariant}", err=True)
+        seed = failures[0][0]
+        click.echo(f"the first one, shrunk (again: make sim SEED={seed}):\n", err=True)
+        result = _live(draw_plan(seed), no_shrink=False)
+        if not as_json:
+            _show(result)
+        return 1
+    return 0
+
+
+@main.command()
+@click.option("--json", "as_json", is_flag=True, help="For machines.")
+@click.option("--only", default="", help="Those whose name contains this.")
+def faults(as_json: bool, only: str) -> None:
+    """Plant each fault, and say after how many lives and by which invariant it is found."""
+    wanted = [fault for fault in FAULTS if only in fault.name]
+    rows = []
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with (
+        Progress(*columns, console=console, disable=as_json or not console.is_terminal) as progress,
+        ProcessPoolExecutor(os.cpu_count()) as pool,
+    ):
+        task = progress.add_task("planted faults", total=len(wanted))
+        for fault, row in zip(wanted, pool.map(_find, wanted), strict=True):
+            rows.append({"fault": fault.name, "lives": row[0], "invariant": row[1]})
+            progress.advance(task)
+    missed = [row["fault"] for row in rows if not row["invariant"]]
+    if as_json:
+        click.echo(json.dumps(rows))
+    else:
+        for row in rows:
+            found = f"{row['lives']:5} lives  {row['invariant']}" if row["invariant"] else "NOT FOUND"
+            click.echo(f"{row['fault']:62} {found}")
+    sys.exit(1 if missed else 0)
+
+
+def _find(fault: Fault) -> tuple[int, str]:
+    """After how many lives the fault is found, and by which invariant's name; no name when it is not."""
+    with planted(fault):
+        for seed in range(FAULT_LIVES_MAX):
+            result = Life(draw_plan(seed, fault.events, fault.protocols, fault.narrow)).run()
+            if result.violations:
+                return seed + 1, result.violations[0][0]
+    return FAULT_LIVES_MAX, ""
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,229 @@
+"""The operator: what the runbook says until both replicas are in step again, and the last reading of everything."""
+
+from typing import TYPE_CHECKING, Any
+
+from tests.sim.cluster import Machine  # isort: skip  the limits come before the product
+
+from mirror.core.generation import Action
+from mirror.core.states import ConnectionState, DiskState
+from tests.sim.plan import ClientOperation
+
+if TYPE_CHECKING:
+    from tests.sim.life import Life
+
+# A copy that a replacement may join.
+SOUND = (DiskState.UP_TO_DATE, DiskState.OUTDATED)
+# The better its own copy, the sooner a replica is promoted.
+RANKS = (
+    DiskState.UP_TO_DATE,
+    DiskState.CONSISTENT,
+    DiskState.OUTDATED,
+    DiskState.INCONSISTENT,
+    DiskState.FAILED,
+)
+
+
+class Runbook:
+    """Brings a life's machines back."""
+
+    def __init__(self, life: "Life") -> None:
+        self.life = life
+        self.world = life.world
+        self.scheduler = life.scheduler
+        self.truth = life.truth
+
+    def operate(self) -> None:
+        """The operator's runbook, until both replicas are in step, every request is answered, and all has been read."""
+        scheduler, world = self.scheduler, self.world
+        one, two = world.machines.values()
+        rounds = 0
+        while True:
+            scheduler.elapse(0.25)
+            rounds += 1
+            if world.violations:
+                return
+            self._start_all()
+            if one.volume is None or two.volume is None or one.busy or two.busy or rounds % 4:
+                continue
+            if not self._decide(one, two):
+                if self.life.finished:
+                    return
+                continue
+            if self.life.queue or self.life.idle() is False:
+                continue
+            if not self._settled():
+                continue
+            self._read_everything()
+            if not world.violations and self._settled():
+                self.truth.check_equal()
+            self.life.finished = True
+            return
+
+    def _start_all(self) -> None:
+        for machine in self.world.machines.values():
+            if machine.process is None and not machine.busy:
+                machine.boot()
+                self._mend_disk(machine)
+                machine.start()
+
+    def _settled(self) -> bool:
+        volumes = [machine.volume for machine in self.world.machines.values()]
+        peers = [volume._peer for volume in volumes if volume is not None]
+        return (
+            len(peers) == 2
+            and all(peer is not None and peer.state is ConnectionState.CONNECTED for peer in peers)
+            and all(
+                volume is not None and volume._replica.superblock.disk is DiskState.UP_TO_DATE for volume in volumes
+            )
+            and any(machine.is_primary for machine in self.world.machines.values())
+        )
+
+    def _mend_disk(self, machine: Machine) -> None:
+        """A Failed disk is replaced by an empty one that joins, as long as the other copy is sound."""
+        known = machine.superblock()
+        if known is not None and known.disk is DiskState.FAILED and self._is_sound(self.world.other(machine)):
+            machine.create(join=True)
+            self.truth.replaced(self.truth.held[machine.name])
+
+    def _is_sound(self, machine: Machine) -> bool:
+        known = machine.superblock()
+        return known is not None and known.disk in SOUND
+
+    def _decide(self, one: Machine, two: Machine) -> bool:
+        """One round of the runbook; True when nothing is left to be done."""
+        assert one.volume is not None
+        assert two.volume is not None
+        if self._settled():
+            return True
+        if not any(self._is_sound(machine) for machine in (one, two)):
+            # A broken disk and a copy that is not whole: two failures at once, only a backup helps.
+            self.world.note("", "the volume is lost to two failures")
+            self.life.finished = True
+            return False
+        for machine in (one, two):
+            volume = machine.volume
+            if volume is not None and volume._replica.superblock.disk is DiskState.FAILED:
+                other = self.world.other(machine)
+                if self._is_sound(other):
+                    self._act(machine, "stop for a new disk", lambda volume: volume.stop(3.0))
+                    machine.kill("taken down for a new disk")
+                    self.life.killed(machine)
+                    return False
+                # A broken disk and a copy that is not whole: two failures at once, only a backup helps.
+                self.world.note("", "the volume is lost to two failures")
+                self.life.finished = True
+                return False
+        self._reconnect(one, two)
+        return False
+
+    def _reconnect(self, one: Machine, two: Machine) -> None:
+        """Both copies are sound, or one is and the other waits for it: what keeps them apart?"""
+        assert one.volume is not None
+        assert two.volume is not None
+        peers = [one.volume._peer, two.volume._peer]
+        linked = any(peer is not None and peer.session is not None for peer in peers)
+        if linked:
+            if not one.is_primary and not two.is_primary:
+                self._act(self._sound(one, two), "promote", lambda volume: volume.promote(False))
+            return
+        if one.is_primary and two.is_primary:
+            # The runbook: look which one is to stay, demote the other one.
+            self._act(two, "demote", lambda volume: volume.demote(True))
+            return
+        actions = [peer.outcome.action for peer in peers if peer is not None and peer.outcome is not None]
+        loser = one if two.is_primary else two
+        if Action.SPLIT_BRAIN in actions:
+            self.truth.held[loser.name].discard_allowed = True
+            if loser.is_primary:
+                self._act(loser, "demote", lambda volume: volume.demote(True))
+            self._act(loser, "connect --discard-my-data", lambda volume: volume.connect(True))
+            self._act(self.world.other(loser), "connect", lambda volume: volume.connect(False))
+            return
+        if any(action in (Action.WAIT, Action.REFUSE) for action in actions) and not (one.is_primary or two.is_primary):
+            self._act(self._sound(one, two), "promote --force", lambda volume: volume.promote(True))
+        self._rejoin(one, two)
+        for machine in (one, two):
+            self._act(machine, "connect", lambda volume: volume.connect(False))
+
+    def _rejoin(self, one: Machine, two: Machine) -> None:
+        """What can't be connected any other way is made anew, by the runbook."""
+        for machine in (one, two):
+            other = self.world.other(machine)
+            peer = machine.volume._peer if machine.volume is not None else None
+            if peer is None or peer.outcome is None or peer.outcome.action is not Action.REFUSE:
+                continue
+            if not machine.is_primary and other.is_primary and self._is_sound(other):
+                machine.kill("destroyed to join anew")
+                self.life.killed(machine)
+                machine.create(join=True)
+                self.truth.replaced(self.truth.held[machine.name])
+                machine.start()
+                return
+
+    def _sound(self, one: Machine, two: Machine) -> Machine:
+        """Which of two secondaries the operator promotes: the one whose disk state is better."""
+
+        def rank(machine: Machine) -> int:
+            assert machine.volume is not None
+            return RANKS.index(machine.volume._replica.disk_state(False))
+
+        return min((one, two), key=rank)
+
+    def _act(self, machine: Machine, name: str, function: Any) -> None:
+        """Run a command and wait for it."""
+        done: list[bool] = []
+        machine.busy = True
+
+        def end() -> None:
+            machine.busy = False
+            done.append(True)
+
+        process = machine.process
+        machine.run(name, function, end)
+        waited_s = 0.0
+        while not done and machine.process is process and waited_s < 40.0:
+            self.scheduler.elapse(0.1)
+            waited_s += 0.1
+        machine.busy = False
+
+    def _read_everything(self) -> None:
+        """The client reads what it ever wrote, from the primary."""
+        primary = next(machine for machine in self.world.machines.values() if machine.is_primary)
+        sectors = sorted(self.life.touched)
+        runs: list[list[int]] = []
+        for sector in sectors:
+            if runs and sector == runs[-1][0] + runs[-1][1] and runs[-1][1] < 64:
+                runs[-1][1] += 1
+            else:
+                runs.append([sector, 1])
+        self.life.queue.extend(ClientOperation("read", first, count) for first, count in runs)
+        self.life.queue.append(ClientOperation("flush"))
+        waited_s = 0.0
+        while (self.life.queue or not self.life.idle()) and not self.world.violations and waited_s < 30.0:
+            self.scheduler.elapse(0.05)
+            waited_s += 0.05
+            if not any(machine.is_primary for machine in self.world.machines.values()):
+                # A command of before, a switch say, took its time.
+                self._decide(*self.world.machines.values())
+        if waited_s >= 30.0:
+            self.world.violate("no-deadlock", f"the last reads from {primary.name} do not end. " + self.why_stuck())
+
+    def why_stuck(self) -> str:
+        lines = ["not in step again, though nothing is broken"]
+        for machine in self.world.machines.values():
+            volume = machine.volume
+            if volume is None or volume._peer is None:
+                lines.append(f"{machine.name}: nothing is served")
+                continue
+            peer = volume._peer
+            lines.append(
+                f"{machine.name}: {volume._replica.role.value}, {volume._replica.superblock.disk.value},"
+                f" {peer.state.value}: {peer.reason}"
+            )
+        lines += [f"{task}: {what}" for task, what in self.life.in_operation.items()]
+        lines += [
+            f"{task} waits for {task.waits_for}"
+            for task in self.scheduler.tasks
+            if not task.done and not task.process.dead
+        ]
+        return "\n    ".join(lines)

@@ -1,0 +1,488 @@
+"""What is true, seen from outside: all disks and all answers at once, and what can be judged on the spot.
+
+The product's own books are not believed: what each replica holds is read from its simulated disk, durable superblocks
+and logs are decoded from what is durable. Only who serves and who is connected to whom is asked of the product.
+
+For each replica the truth keeps `reign` (whose history its data belongs to), `loss` (what it may lack of that one since
+its last crash) and `has` (how much of what was acknowledged by one replica alone it has): a vector of counters,
+compared when a resync begins to overwrite somebody.
+"""
+
+import functools
+from dataclasses import dataclass, field
+from itertools import count
+
+from tests.sim.cluster import Machine, World  # isort: skip  the limits come before the product
+
+from mirror.core import layout
+from mirror.core.activity_log import ActivityLog, DamagedLog
+from mirror.core.errors import DamagedRecord
+from mirror.core.generation import Kind
+from mirror.core.layout import Superblock
+from mirror.core.limits import EXTENT_BYTES, LOG_RING_RECORDS, RECORD_BYTES
+from mirror.core.states import LEFT_BEHIND, DiskState
+from tests.sim.disk import PAGE_BYTES, SECTOR_BYTES, File
+from tests.sim.history import History, Loss, Operation, Reign, Violation
+
+SECTORS_PER_PAGE = PAGE_BYTES // SECTOR_BYTES
+PAGES_PER_EXTENT = EXTENT_BYTES // PAGE_BYTES
+# In place of a tag: a sector that no write left so.
+GARBAGE = -1
+# From the best to the worst.
+LOSSES = (Loss.NONE, Loss.UNFLUSHED, Loss.ANY)
+
+
+def pattern(tag: int) -> bytes:
+    """A sector that bears this tag."""
+    return tag.to_bytes(8, "little") * (SECTOR_BYTES // 8)
+
+
+@functools.lru_cache(maxsize=4096)
+def tags_of(content: bytes) -> list[int]:
+    """The tags of successive sectors."""
+    found = []
+    for start in range(0, len(content), SECTOR_BYTES):
+        sector = content[start : start + SECTOR_BYTES]
+        tag = int.from_bytes(sector[:8], "little")
+        found.append(tag if sector == pattern(tag) else GARBAGE)
+    return found
+
+
+@dataclass
+class Held:
+    """What is true of one replica."""
+
+    machine: Machine
+    reign: Reign | None = None
+    loss: Loss = Loss.NONE
+    # Since it was last in step it was started without proof that it had forgotten nothing (invariant memory-counts).
+    forgot: bool = False
+    has: dict[int, int] = field(default_factory=dict)
+    # What the operator gave up when he took this copy, so that lacking it is no news.
+    forgiven: dict[int, int] = field(default_factory=dict)
+    known: Superblock | None = None
+    # sector -> when each tag last reached this replica
+    seen_at: dict[int, dict[int, int]] = field(default_factory=dict)
+    power_cut_at: int = 0
+    lost_at: int = 0
+    serving: Reign | None = None
+    serving_process: object = None
+    serving_started: int = 0
+    discard_allowed: bool = False
+    log_extents: frozenset[int] = frozenset()
+    log_damaged: bool = False
+    durable_dirty: dict[int, int] = field(default_factory=dict)
+    source: "Held | None" = None
+    suspect: bool = False
+
+    @property
+    def name(self) -> str:
+        return self.machine.name
+
+
+class Truth:
+    """Watches a world."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self._clock = count(1)
+        self.history = History(world.size_bytes // SECTOR_BYTES)
+        self.held = {name: Held(machine) for name, machine in world.machines.items()}
+        # All that was ever answered by one replica alone, by reign.
+        self.answered_alone: dict[int, int] = {}
+        # Reigns whose primary drained and flushed everything before it ceased to be one.
+        self.ended_in_order: set[int] = set()
+        for held in self.held.values():
+            self._watch(held)
+
+    def now(self) -> int:
+        return next(self._clock)
+
+    def other(self, held: Held) -> Held:
+        return self.held[self.world.other(held.machine).name]
+
+    # Watching the disks
+
+    def _watch(self, held: Held) -> None:
+        def on_forgotten() -> None:
+            held.forgot = True
+
+        held.machine.on_forgotten = on_forgotten  # type: ignore[method-assign]
+
+        def on_write(file: File, offset: int, length: int) -> None:
+            if file.name.endswith("/data"):
+                self._data_written(held, file, offset, length)
+
+        def on_durable(file: File, offset: int, length: int) -> None:
+            if file.name.endswith("/meta"):
+                self._metadata_durable(held, file, offset, length)
+
+        held.machine.disk.on_write = on_write
+        held.machine.disk.on_durable = on_durable
+
+    def replaced(self, held: Held) -> None:
+        """An empty replica took this one's place."""
+        known = held.machine.superblock()
+        self.held[held.name] = fresh = Held(held.machine, known=known)
+        fresh.power_cut_at = self.now()
+        self._watch(fresh)
+
+    def lost_power(self, held: Held) -> None:
+        held.power_cut_at = self.now()
+        held.loss = max(held.loss, Loss.UNFLUSHED, key=LOSSES.index)
+        held.known = held.machine.superblock() or held.known
+        self._read_log(held)
+        self._read_map(held)
+
+    def _data_written(self, held: Held, file: File, offset: int, length: int) -> None:
+        now = self.now()
+        first, last = offset // SECTOR_BYTES, (offset + length - 1) // SECTOR_BYTES
+        for page in range(first // SECTORS_PER_PAGE, last // SECTORS_PER_PAGE + 1):
+            start = max(first, page * SECTORS_PER_PAGE)
+            stop = min(last + 1, (page + 1) * SECTORS_PER_PAGE)
+            content = file.page(page)
+            at = (start - page * SECTORS_PER_PAGE) * SECTOR_BYTES
+            for sector in range(start, stop):
+                tag = int.from_bytes(content[at : at + 8], "little")
+                at += SECTOR_BYTES
+                held.seen_at.setdefault(sector, {})[tag] = now
+        task = self.world.scheduler.current
+        known = held.known
+        if task is None or known is None:
+            return
+        extents = range(offset // EXTENT_BYTES, (offset + length - 1) // EXTENT_BYTES + 1)
+        if task.name.startswith("resync-apply"):
+            if known.disk not in (DiskState.INCONSISTENT, DiskState.FAILED):
+                self.world.violate("inconsistent-first", f"a resync writes to {held.name}, which is {known.disk.value}")
+        elif task.name.startswith(("worker", "apply")):
+            source = held if task.name.startswith("worker") else self.other(held)
+            self._check_logged(
+                source, held, extents, range(offset // PAGE_BYTES, (offset + length - 1) // PAGE_BYTES + 1)
+            )
+
+    def _check_logged(self, primary: Held, held: Held, extents: range, pages: range) -> None:
+        """log-before-write: what lands anywhere is named by the primary's durable log."""
+        if primary.log_damaged or primary.machine.volume is None or not primary.machine.is_primary:
+            return
+        if primary.known is None or primary.known.disk is DiskState.FAILED:
+            return
+        for extent in extents:
+            # A late one of a session that the primary has given up: its blocks are durably dirty by then.
+            bits = primary.durable_dirty.get(extent, 0) | held.durable_dirty.get(extent, 0)
+            blocks = [page % PAGES_PER_EXTENT for page in pages if page // PAGES_PER_EXTENT == extent]
+            if extent not in primary.log_extents and not all(bits >> block & 1 for block in blocks):
+                self.world.violate(
+                    "log-before-write",
+                    f"a write lands on {held.name} in extent {extent}, and {primary.name}'s durable log lacks it"
+                    f" ({sorted(primary.log_extents)})",
+                )
+                return
+
+    def _metadata_durable(self, held: Held, file: File, offset: int, length: int) -> None:
+        if length == RECORD_BYTES and offset in layout.Geometry.superblock_offsets:
+            try:
+                found = layout.decode_superblock(file.durable_page(offset // PAGE_BYTES))
+            except DamagedRecord:
+                return
+            if held.known is None or found.sequence > held.known.sequence or held.known.replica_id != found.replica_id:
+                before, held.known = held.known, found
+                self._superblock_changed(held, before, found)
+                self._read_log(held)
+        elif offset and offset < layout.Geometry.map_offset:
+            before = held.log_extents
+            self._read_log(held)
+            self._check_coverage(held, before - held.log_extents, "log-before-write")
+        else:
+            cleared = self._read_map(held)
+            self._check_coverage(held, cleared, "clear-after-stable")
+
+    def _read_log(self, held: Held) -> None:
+        if held.known is None:
+            return
+        first = layout.Geometry.log_offset // PAGE_BYTES
+        meta = held.machine.meta
+        records = [meta.durable_page(first + index) for index in range(LOG_RING_RECORDS)]
+        ring = ActivityLog.rebuild(records, held.known.log_epoch)
+        held.log_damaged = isinstance(ring, DamagedLog)
+        held.log_extents = frozenset() if isinstance(ring, DamagedLog) else ring.extents
+
+    def _read_map(self, held: Held) -> set[int]:
+        """Read the durable dirty map; the extents in which blocks became clean."""
+        geometry = layout.Geometry(self.world.size_bytes)
+        meta = held.machine.meta
+        found: dict[int, int] = {}
+        for index in range(geometry.pages):
+            try:
+                bitmaps = layout.decode_map_page(
+                    meta.durable_page(geometry.map_page_offset(index) // PAGE_BYTES), index
+                )
+            except DamagedRecord:
+                bitmaps = [(1 << PAGES_PER_EXTENT) - 1] * len(geometry.extents_of_page(index))
+            found.update(zip(geometry.extents_of_page(index), bitmaps, strict=False))
+        before, held.durable_dirty = held.durable_dirty, {extent: bits for extent, bits in found.items() if bits}
+        return {extent for extent, bits in before.items() if bits & ~found.get(extent, 0)}
+
+    def _check_coverage(self, held: Held, extents: set[int] | frozenset[int], invariant: str) -> None:
+        """Extents that a record of `held` has just given up: what differs in them is named elsewhere."""
+        other = self.other(held)
+        if not extents or not self._bookkeeping_counts(held, other):
+            return
+        mine, theirs = held.machine.data, other.machine.data
+        for extent in extents:
+            named = held.log_extents | other.log_extents
+            if extent in named or held.log_damaged:
+                continue
+            bits = held.durable_dirty.get(extent, 0) | other.durable_dirty.get(extent, 0)
+            for page in range(extent * PAGES_PER_EXTENT, (extent + 1) * PAGES_PER_EXTENT):
+                if bits >> (page % PAGES_PER_EXTENT) & 1 or not held.seen_at:
+                    continue
+                if mine.stable(page) and theirs.stable(page) and mine.page(page) == theirs.page(page):
+                    continue
+                self.world.violate(
+                    invariant,
+                    f"block {page} (extent {extent}) is not the same and stable on both, and the last record that"
+                    f" names it is gone from {held.name}",
+                )
+                return
+
+    def _bookkeeping_counts(self, held: Held, other: Held) -> bool:
+        """Whether the two share a ground since which both keep books, and this one's will be used."""
+        one, two = held.known, other.known
+        if one is None or two is None or other.suspect or held.suspect:
+            return False
+        if not (one.met_peer and two.met_peer) or one.volume_id != two.volume_id:
+            return False
+        if not held.machine.is_primary or one.disk is DiskState.FAILED or two.disk is DiskState.FAILED:
+            return False
+        if other.machine.is_primary:
+            return False
+        ground = {one.current, one.base, *one.history} - {0}
+        return two.current in ground and two.kind is Kind.ESTABLISHED and two.current != 0
+
+    # Roles and histories
+
+    def _superblock_changed(self, held: Held, before: Superblock | None, now: Superblock) -> None:
+        other = self.other(held)
+        if before is None:
+            return
+        if now.disk is DiskState.INCONSISTENT and before.disk is not DiskState.INCONSISTENT:
+            held.source = other
+            ahead = {key: value for key, value in held.has.items() if value > other.has.get(key, 0)}
+            if ahead and not held.discard_allowed and before.kind is not Kind.JOINING:
+                self.world.violate(
+                    "split-brain-found",
+                    f"{held.name} is about to be overwritten by {other.name}, and it alone holds acknowledged changes",
+                )
+            if other.forgot and not held.forgot and held.has == other.has and held.reign is other.reign is not None:
+                sound = before.disk is DiskState.UP_TO_DATE and not held.discard_allowed
+                if sound and not other.machine.is_primary and known_equal(held, other):
+                    self.world.violate(
+                        "memory-counts",
+                        f"{held.name} kept its memory, and is about to be overwritten by {other.name}, which did not",
+                    )
+        volume = held.machine.volume
+        if before.disk is DiskState.INCONSISTENT and now.disk is DiskState.UP_TO_DATE:
+            self._take(held, other)
+            return
+        in_step = now.base == 0 and now.peer_disk is now.disk is DiskState.UP_TO_DATE
+        if in_step and volume is not None and volume._primary.session is not None:
+            self._equal(held, other)
+
+    def _take(self, target: Held, source: Held) -> None:
+        """The target has all that the source has."""
+        target.reign, target.loss, target.has = source.reign, source.loss, dict(source.has)
+        if source.reign is not None and self._may_be_behind(source, source.reign, connected=False):
+            source.loss = target.loss = max(target.loss, Loss.UNFLUSHED, key=LOSSES.index)
+        target.forgiven = dict(source.forgiven)
+        target.forgot = source.forgot = False
+        target.discard_allowed = False
+
+    def _equal(self, one: Held, other: Held) -> None:
+        """Both say that they are in step."""
+        if other.known is None or other.known.disk is not DiskState.UP_TO_DATE:
+            return
+        if one.has == other.has:
+            one.forgot = other.forgot = False
+            one.loss = other.loss = min(one.loss, other.loss, key=LOSSES.index)
+            if one.reign is not other.reign:
+                newest = max((one, other), key=lambda held: held.reign.number if held.reign else 0)
+                one.reign = other.reign = newest.reign
+
+    def connected(self, held: Held) -> bool:
+        """Whether its session lives, on both sides."""
+        sessions = []
+        for one in (held, self.other(held)):
+            volume = one.machine.volume
+            peer = volume._peer if volume is not None else None
+            sessions.append(peer.session if peer is not None else None)
+        one, two = sessions
+        return one is not None and two is not None and not one.ended and not two.ended and one.number == two.number
+
+    def begin_reign(self, held: Held) -> Reign:
+        """A replica serves as primary from now on."""
+        other = self.other(held)
+        known = held.known
+        if known is not None and known.disk is DiskState.INCONSISTENT:
+            self.world.violate("no-bad-primary", f"{held.name} is primary and Inconsistent")
+        connected = self.connected(held)
+        known_of = {key: max(held.has.get(key, 0), held.forgiven.get(key, 0)) for key in self.answered_alone}
+        behind = any(value > known_of[key] for key, value in self.answered_alone.items())
+        if behind:
+            held.forgiven = dict(self.answered_alone)
+        loss = Loss.ANY if behind else held.loss
+        parent = held.reign
+        if parent is not None and loss is Loss.NONE and self._may_be_behind(held, parent, connected):
+            loss = Loss.UNFLUSHED
+        time = self.now()
+        reign = self.history.begin_reign(time, held.name, parent, None if parent is None else time, loss)
+        held.reign, held.loss = reign, Loss.NONE
+        if connected:
+            held.forgot = False
+        held.serving, held.serving_process, held.serving_started = reign, held.machine.process, time
+        if connected and other.known is not None and other.known.disk is DiskState.UP_TO_DATE:
+            other.reign, other.loss = reign, Loss.NONE
+        else:
+            # What it answers, reads included, rests on its copy alone.
+            self._count_alone(held, reign)
+        self.world.note(
+            held.name, f"serves: reign {reign.number}, {loss.name} lost of reign {parent.number if parent else '-'}"
+        )
+        return reign
+
+    def _may_be_behind(self, held: Held, parent: Reign, connected: bool) -> bool:
+        """Under protocol A what was answered may still be queued when the primary dies."""
+        return (
+            self.world.protocol == "A"
+            and parent.replica != held.name
+            and not connected
+            and parent.number not in self.ended_in_order
+        )
+
+    # Answers
+
+    def _alone(self, held: Held, what: str) -> None:
+        """An answer that the peer does not have: the record must be durable (record-before-ack-alone)."""
+        known, other = held.known, self.other(held)
+        assert known is not None
+        theirs = other.known
+        recorded = known.peer_disk in LEFT_BEHIND or not known.met_peer
+        if not recorded or (theirs is not None and known.current == theirs.current and known.met_peer):
+            self.world.violate(
+                "record-before-ack-alone",
+                f"{held.name} answered {what} that {other.name} does not have, and did not durably record it before",
+            )
+        assert held.serving is not None
+        self._count_alone(held, held.serving)
+
+    def _count_alone(self, held: Held, reign: Reign) -> None:
+        self.answered_alone[reign.number] = self.answered_alone.get(reign.number, 0) + 1
+        held.has[reign.number] = self.answered_alone[reign.number]
+
+    def answered_change(self, held: Held, operation: Operation, started: int) -> None:
+        """A write, zero or trim was answered well."""
+        other = self.other(held)
+        sectors = operation.sectors
+        lacks_here = [one for one in sectors if not self._reached(held, one, operation.tag, started)]
+        lacks_there = [one for one in sectors if not self._reached(other, one, operation.tag, started)]
+        if lacks_here and held.known is not None and held.known.disk is not DiskState.FAILED and not lacks_there:
+            lacks_here = []  # another write of the same blocks came over it in the same moment, or the peer stands in
+        if lacks_here and lacks_there:
+            self.world.violate("ack-c", f"{held.name} answered write {operation.tag}, which is on neither disk")
+            return
+        if not lacks_there:
+            if lacks_here and held.serving is not None:
+                self._count_alone(other, held.serving)
+            self._check_fua(held, operation)
+            return
+        volume = held.machine.volume
+        assert volume is not None
+        session = volume._primary.session
+        attached = session is not None and not session.ended
+        if self.world.protocol != "C" and attached and not operation.fua:
+            return  # under way
+        if attached and self.connected(held) and other.power_cut_at < started and other.lost_at < started:
+            self.world.violate(
+                "ack-c", f"{held.name} answered write {operation.tag} while connected, and {other.name} never got it"
+            )
+            return
+        self._alone(held, f"write {operation.tag}")
+        self._check_fua(held, operation)
+
+    def _reached(self, held: Held, sector: int, tag: int, started: int) -> bool:
+        if held.power_cut_at > started:
+            return True  # it had it, or not; what it lost it lost by a crash
+        return held.seen_at.get(sector, {}).get(tag, 0) > started
+
+    def answered_flush(self, held: Held) -> None:
+        """A flush was answered well: what was answered before it began is stable (invariant flush)."""
+        other = self.other(held)
+        known = held.known
+        if known is None or known.disk is DiskState.FAILED or held.serving is None:
+            return
+        if self._check_stable(held.serving, held) or other.known is None:
+            return
+        if other.known.disk is DiskState.INCONSISTENT or other.reign is not held.reign:
+            return
+        in_step = self.connected(held) and other.known.disk is DiskState.UP_TO_DATE and other.loss is Loss.NONE
+        if in_step and other.power_cut_at < held.serving_started:
+            self._check_stable(held.serving, other)
+        elif self._unstable(held.serving, other):
+            self._alone(held, "a flush")
+
+    def _unstable(self, reign: Reign, held: Held) -> list[Violation]:
+        """Where the durable contents of a replica contradict what was answered."""
+        data = held.machine.data
+        tags: list[int] = []
+        for page in range(self.world.size_bytes // PAGE_BYTES):
+            tags += tags_of(data.durable_page(page))
+        return self.history.check_stable(reign, tags, held.name, time=self.now())
+
+    def _check_stable(self, reign: Reign, held: Held) -> bool:
+        for violation in self._unstable(reign, held):
+            self.world.violate(violation.invariant, str(violation))
+            return True
+        return False
+
+    def _check_fua(self, held: Held, operation: Operation) -> None:
+        """A FUA write was answered well: what it wrote, or what came after it, is durable."""
+        if not operation.fua or held.serving is None:
+            return
+        failed = held.known is not None and held.known.disk is DiskState.FAILED
+        where = self.other(held) if failed else held
+        for sector in operation.sectors:
+            page = tags_of(where.machine.data.durable_page(sector // SECTORS_PER_PAGE))
+            tag, allowed = page[sector % SECTORS_PER_PAGE], self.history.flushed(held.serving, sector, self.now())
+            if tag not in allowed:
+                self.world.violate(
+                    "flush",
+                    f"{held.name} answered FUA write {operation.tag}, and sector {sector} is durably {tag} on"
+                    f" {where.name}; only {sorted(allowed)} may be there",
+                )
+                return
+
+    # The end
+
+    def check_equal(self) -> None:
+        """Both say that they are in step: bit for bit, then."""
+        one, two = (held.machine.data for held in self.held.values())
+        for page in range(self.world.size_bytes // PAGE_BYTES):
+            if one.page(page) != two.page(page):
+                first, second = tags_of(one.page(page)), tags_of(two.page(page))
+                self.world.violate("equal-after-sync", f"block {page} differs: {first} and {second}")
+                return
+
+    def check_history(self) -> None:
+        for violation in self.history.check():
+            self.world.violate(violation.invariant, str(violation))
+            return
+
+
+def known_equal(one: Held, other: Held) -> bool:
+    """Both durably stand at one generation, so that neither knows of anything that the other one lacks."""
+    assert one.known is not None
+    return other.known is not None and one.known.volume_id == other.known.volume_id and _ground(one) == _ground(other)
+
+
+def _ground(held: Held) -> int:
+    assert held.known is not None
+    return held.known.current
