@@ -14,9 +14,8 @@ import logging
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from mirror import handshake, questions
+from mirror import handshake
 from mirror.core import generation
-from mirror.core.backoff import Backoff
 from mirror.core.errors import LinkLost, MirrorError, OperatorError, PeerError, ProtocolError
 from mirror.core.forecast import Forecast, forecast, speed_of
 from mirror.core.generation import Action, Outcome, Standing
@@ -27,8 +26,9 @@ from mirror.core.wire import Header, MessageType, words
 from mirror.handshake import Conversation, Plan, Refusal, Wait
 from mirror.link import Listener, Stream, dial
 from mirror.primary import Primary
-from mirror.questions import Answer, Said
+from mirror.questions import Questions, Said
 from mirror.replica import Replica
+from mirror.retry import Retry
 from mirror.runtime import Runtime, Thread
 from mirror.secondary import Receiver
 from mirror.session import Session
@@ -75,9 +75,8 @@ class Peer:
         self.state = ConnectionState.CONNECTING
         self.reason = "the peer was not reached yet"
         self.outcome: Outcome | None = None
-        # What the last handshake chose, and how often it could not be carried out since it last could.
+        # What the last handshake chose.
         self.plan: Forecast | None = None
-        self.backoff = Backoff()
         self.source: SyncSource | None = None
         self.target_progress: dict[str, Any] | None = None
         self.seen: Standing | None = None
@@ -93,7 +92,8 @@ class Peer:
         self._on_control = on_control
         self.changed = self._runtime.condition()
         self._handshake = self._runtime.lock()
-        self._questions = self._runtime.lock()
+        self.retry = Retry(self._runtime, self.changed)
+        self.questions = Questions(replica, settings.peer, self.said)
         self._pending: Session | None = None
         self._wanted = True
         self._refused = False
@@ -138,7 +138,7 @@ class Peer:
             self.decided = False
             self._redial_now = True
             self._asked_by_operator = True
-            self.backoff = Backoff()
+            self.retry.begin_anew()
             self.discard_my_data = discard_my_data
             self.state = ConnectionState.CONNECTING if self.session is None else self.state
             self.changed.notify_all()
@@ -203,30 +203,12 @@ class Peer:
     def _rest(self, delay_s: float) -> None:
         """Dial no sooner than this, nor than a plan that failed may be tried again; call with `changed` held."""
         while not (self._closing or self._ended() or self._redial_now):
-            wait_s = max(delay_s, self.backoff.left_s(self._runtime.now_s()))
+            wait_s = max(delay_s, self.retry.left_s())
             if not wait_s:
                 return
             # Once more: the plan may have failed meanwhile, where the peer dialled.
             delay_s = 0.0
             self.changed.wait_for(lambda: self._closing or self._ended() or self._redial_now, wait_s)
-
-    def seconds_to_next_try(self) -> float:
-        """Until a plan that failed is tried again."""
-        return self.backoff.left_s(self._runtime.now_s())
-
-    def _plan_failed(self, reason: str) -> None:
-        """What both sides agreed on could not be carried out."""
-        with self.changed:
-            self.backoff = self.backoff.failed(reason, self._runtime.now_s(), self._runtime.random_number())
-            self.changed.notify_all()
-
-    @contextlib.contextmanager
-    def _carrying_out_the_plan(self) -> Iterator[None]:
-        try:
-            yield
-        except MirrorError as error:
-            self._plan_failed(error.message)
-            raise
 
     def _jitter(self) -> float:
         return 0.75 + self._runtime.random_number() % 1024 / 2048
@@ -251,7 +233,7 @@ class Peer:
         self._primary.join()
         session.close()
         if session.disk_trouble:
-            self._plan_failed(session.reason)
+            self.retry.failed(session.reason)
         with self.changed:
             self._receivers, self._threads = [], []
             self.session = None
@@ -309,7 +291,7 @@ class Peer:
         handshake.check_same(outcome, rule)
         handshake.check_protocols(self._features(), features)
         plan = Plan(outcome, mine, theirs, self._runtime.random_number())
-        with self._carrying_out_the_plan():
+        with self.retry.carrying_out():
             self._begin_as_dialler(talk, plan, number, features)
 
     def _begin_as_dialler(self, talk: Conversation, plan: Plan, number: int, features: dict[str, Any]) -> None:
@@ -341,7 +323,7 @@ class Peer:
     def _on_stream(self, stream: Stream, header: Header, payload: bytes) -> None:
         """A greeted stream with its first message: a handshake, a data stream of one under way, or a question."""
         if header.type is MessageType.QUESTION:
-            self._answer_questions(stream, payload)
+            self.questions.serve(stream, payload)
         elif header.type is not MessageType.HELLO:
             self._on_stranger(f"{stream.peer_address}: a {header.type.name} message outside a session")
             stream.close()
@@ -350,35 +332,11 @@ class Peer:
         else:
             self._answer(stream, payload)
 
-    def _answer_questions(self, stream: Stream, payload: bytes) -> None:
-        talk = Conversation(stream)
-        if not self._questions.acquire(timeout=HANDSHAKE_STEP_TIMEOUT_S):
-            talk.refuse("this replica is busy with other questions")
-            return
-        try:
-            stream.set_timeout(HANDSHAKE_STEP_TIMEOUT_S)
-            questions.answer(stream, payload, self._replica, lambda: self.said(self.discard_my_data))
-        except LinkLost:
-            stream.close()  # it knows what it wanted to know
-        except MirrorError as error:
-            talk.refuse(str(error))
-        finally:
-            self._questions.release()
-
-    def said(self, discard_my_data: bool) -> Said:
-        """What this side answers to a question, or says when it asks one."""
-        mine = handshake.standing(self._replica, discard_my_data, self.settings.policies)
+    def said(self, discard_my_data: bool | None) -> Said:
+        """What this side says in a question or an answer; None: with the word that its operator gave, if any."""
+        word = self.discard_my_data if discard_my_data is None else discard_my_data
+        mine = handshake.standing(self._replica, word, self.settings.policies)
         return Said(mine, self._features(), self.session is not None, self._wanted)
-
-    def ask(self, discard_my_data: bool, with_map: bool) -> tuple[Said, Answer]:
-        """Ask the peer who it is and what it changed, without a session. Raises PeerError."""
-        stream = dial(self.settings.peer, DIAL_TIMEOUT_S)
-        try:
-            stream.set_timeout(HANDSHAKE_STEP_TIMEOUT_S)
-            mine = self.said(discard_my_data)
-            return mine, questions.ask(stream, mine, with_map)
-        finally:
-            stream.close()
 
     def _on_data_stream(self, stream: Stream, header: Header) -> None:
         with self.changed:
@@ -411,8 +369,8 @@ class Peer:
             if self.session is not None:
                 talk.refuse("the former session is not drained yet")
                 return
-            if self._backs_off(payload):
-                talk.refuse(f"what was agreed on failed ({self.backoff.reason}), and it is too soon to try again")
+            if self.retry.forbids(payload):
+                talk.refuse(f"what was agreed on failed ({self.retry.backoff.reason}), and it is too soon to try again")
                 return
             stream.set_timeout(HANDSHAKE_STEP_TIMEOUT_S)
             self._note_handshake()
@@ -438,18 +396,6 @@ class Peer:
         finally:
             self._handshake.release()
 
-    def _backs_off(self, payload: bytes) -> bool:
-        """Whether a plan that failed may not be tried yet. The operator's `connect`, on either side, may."""
-        if not self.backoff.left_s(self._runtime.now_s()):
-            return False
-        try:
-            if handshake.parse_hello(payload)[1].get("asked_by_operator") is not True:
-                return True
-        except (ProtocolError, Refusal):
-            return False  # the handshake says why
-        self.backoff = Backoff()
-        return False
-
     def _same_peer(self, session: Session, payload: bytes) -> bool:
         try:
             return handshake.parse_hello(payload)[0].replica_id == session.peer.replica_id
@@ -471,7 +417,7 @@ class Peer:
         handshake.check_protocols(self._features(), features)
         request = talk.hear("prepare")
         plan = Plan(outcome, mine, theirs, handshake.generation_in(request))
-        with self._carrying_out_the_plan():
+        with self.retry.carrying_out():
             self._begin_as_listener(talk, plan, number, features, request)
 
     def _begin_as_listener(
@@ -552,7 +498,7 @@ class Peer:
             primary.attach(session)
             if plan.outcome.action is Action.NONE:
                 primary.in_step(session, disk=DiskState.UP_TO_DATE, met_peer=True)
-                self.backoff = Backoff()
+                self.retry.begin_anew()
             else:
                 replica.update(met_peer=True)
             self._go_live(session, plan)
@@ -673,7 +619,7 @@ class Peer:
     def _source_done(self, session: Session) -> None:
         self._peer_is_up_to_date(session)
         with self.changed:
-            self.backoff = Backoff()
+            self.retry.begin_anew()
             if self.session is session and not session.ended:
                 self._set(ConnectionState.CONNECTED, "resynced the peer")
 
@@ -687,7 +633,7 @@ class Peer:
         self._replica.persist_map()
         with self.changed:
             self.target_progress = None
-            self.backoff = Backoff()
+            self.retry.begin_anew()
             if self.session is session and not session.ended:
                 self._set(ConnectionState.CONNECTED, "resynced from the peer")
         self.tell_state()

@@ -17,15 +17,20 @@ from typing import Any
 
 from mirror import handshake
 from mirror.core.dirty_map import DirtyMap
-from mirror.core.errors import ProtocolError
+from mirror.core.errors import LinkLost, MirrorError, ProtocolError
 from mirror.core.generation import Standing
 from mirror.core.limits import MAP_EXTENTS_SENT_MAX
 from mirror.core.wire import MessageType, decode_object, words
-from mirror.link import Stream
+from mirror.handshake import Conversation
+from mirror.link import Stream, dial
 from mirror.replica import Replica
 
 # What an error names.
 MESSAGE = "a question or its answer"
+# A host that is there answers a connection within a round trip, one retransmission (1 s) included.
+DIAL_TIMEOUT_S = 2.0
+# No step waits for a disk, but for a lock over the maps, and 4 MiB of map on a slow link.
+STEP_TIMEOUT_S = 5.0
 
 
 @dataclass(frozen=True)
@@ -46,6 +51,43 @@ class Answer:
 
     said: Said
     dirty: DirtyMap | None
+
+
+class Questions:
+    """Asks the peer at `address`, and answers it; `say` tells what this side says of itself, with that word."""
+
+    def __init__(self, replica: Replica, address: tuple[str, int], say: Callable[[bool | None], Said]) -> None:
+        self._replica = replica
+        self._address = address
+        self._say = say
+        # One at a time: a map may be large, and nobody waits long for another's.
+        self._answering = replica.runtime.lock()
+
+    def ask(self, discard_my_data: bool, with_map: bool) -> tuple[Said, Answer]:
+        """What this side said of itself, as if it had this word, and what the peer answered. Raises PeerError."""
+        stream = dial(self._address, DIAL_TIMEOUT_S)
+        try:
+            stream.set_timeout(STEP_TIMEOUT_S)
+            mine = self._say(discard_my_data)
+            return mine, ask(stream, mine, with_map)
+        finally:
+            stream.close()
+
+    def serve(self, stream: Stream, payload: bytes) -> None:
+        """Answer on a stream that began with a question."""
+        talk = Conversation(stream)
+        if not self._answering.acquire(timeout=STEP_TIMEOUT_S):
+            talk.refuse("this replica is busy with other questions")
+            return
+        try:
+            stream.set_timeout(STEP_TIMEOUT_S)
+            answer(stream, payload, self._replica, lambda: self._say(None))
+        except LinkLost:
+            stream.close()  # it knows what it wanted to know
+        except MirrorError as error:
+            talk.refuse(str(error))
+        finally:
+            self._answering.release()
 
 
 def ask(stream: Stream, mine: Said, with_map: bool) -> Answer:

@@ -23,7 +23,7 @@ def plan(peer: Peer, replica: Replica, discard_my_data: bool) -> dict[str, Any]:
     session = peer.session
     if session is not None and not session.ended and peer.plan is not None:
         return {**peer.plan.as_json(), "connected": True, "hindrance": None}
-    mine, answer = peer.ask(discard_my_data, with_map=True)
+    mine, answer = peer.questions.ask(discard_my_data, with_map=True)
     theirs = answer.said.standing
     outcome = generation.decide(mine.standing, theirs)
     known = None if answer.dirty is None else _both(replica.own_map(), answer.dirty)
@@ -64,7 +64,7 @@ def diff(peer: Peer, replica: Replica, limit: object) -> dict[str, Any]:
         nothing = DirtyMap(replica.size_bytes)
         return tell(mine, session.peer, compare(nothing, nothing, runs_max), None)
     try:
-        _, answer = peer.ask(False, with_map=True)
+        _, answer = peer.questions.ask(False, with_map=True)
     except MirrorError as error:
         return tell(mine, None, compare(replica.own_map(), DirtyMap(replica.size_bytes), runs_max), error.message)
     theirs = answer.said.standing

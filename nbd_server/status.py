@@ -98,10 +98,10 @@ def _resync(peer: Peer | None) -> dict[str, Any] | None:
 
 def _retry(peer: Peer | None) -> dict[str, Any] | None:
     """A plan that failed, until it could be carried out."""
-    if peer is None or not peer.backoff.failures:
+    if peer is None or not peer.retry.backoff.failures:
         return None
-    failures, reason, _ = peer.backoff
-    return {"failures": failures, "reason": reason, "next_try_in_s": round(peer.seconds_to_next_try(), 1)}
+    failures, reason, _ = peer.retry.backoff
+    return {"failures": failures, "reason": reason, "next_try_in_s": round(peer.retry.left_s(), 1)}
 
 
 def _disk_warnings(replica: Replica, primary: Primary) -> list[str]:

@@ -51,13 +51,13 @@ def test_a_question_ends_no_session_and_tells_the_map(two: tuple[Volume, Volume]
     first, second = two
     session = peer_of(first).session
     first.write(memoryview(bytes(BLOCK_BYTES)), EXTENT_BYTES, False)
-    _, answer = peer_of(second).ask(False, with_map=True)
+    _, answer = peer_of(second).questions.ask(False, with_map=True)
     assert answer.said.standing == said(first).standing
     assert answer.said.connected
     assert answer.said.wanted
     assert answer.dirty is not None
     assert answer.dirty.is_dirty(EXTENT_BYTES, BLOCK_BYTES), "not stable on both yet"
-    assert peer_of(second).ask(False, with_map=False)[1].dirty is None
+    assert peer_of(second).questions.ask(False, with_map=False)[1].dirty is None
     assert peer_of(first).session is session
     assert session is not None
     assert not session.ended
@@ -71,7 +71,7 @@ def test_a_large_map_comes_in_parts(two: tuple[Volume, Volume], monkeypatch: pyt
         replica.dirty.mark_all()
     monkeypatch.setattr(questions, "MAP_EXTENTS_SENT_MAX", 1)
     assert first.size_bytes > EXTENT_BYTES, "more than one part"
-    dirty = peer_of(second).ask(False, with_map=True)[1].dirty
+    dirty = peer_of(second).questions.ask(False, with_map=True)[1].dirty
     assert dirty is not None
     assert dirty.dirty_bytes == first.size_bytes
 
@@ -103,7 +103,7 @@ def test_a_hostile_question_is_refused(two: tuple[Volume, Volume], what: str) ->
     finally:
         stream.close()
     # The next one is answered, and the session goes on.
-    assert peer_of(second).ask(False, with_map=True)[1].said.connected
+    assert peer_of(second).questions.ask(False, with_map=True)[1].said.connected
     assert peer_of(first).session is not None
 
 
