@@ -147,6 +147,7 @@ class Peer:
         """The operator's word to stay alone until `connect`."""
         with self.changed:
             self._wanted = False
+            self.retry.begin_anew()
             self.changed.notify_all()
         self.end("disconnected by the operator")
         with self.changed:

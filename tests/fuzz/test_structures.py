@@ -17,6 +17,7 @@ from mirror.core.activity_log import ActivityLog, DamagedLog
 from mirror.core.errors import MirrorError, ProtocolError
 from mirror.core.layout import LogRecord, blank_log_record, encode_log_record, ring_position
 from mirror.core.limits import HEADER_BYTES, LOG_RING_RECORDS
+from mirror.core.policy import ALLOWED
 from mirror.core.wire import MessageType
 from nbd_server import config
 from tests.fuzz import corpus
@@ -207,6 +208,9 @@ def test_any_two_replicas_decide_or_refuse(count: int) -> None:
             "current": numbers,
             "base": numbers,
             "history": st.lists(st.integers(1, 3), max_size=3),
+            "policies": st.fixed_dictionaries(
+                {name: st.sampled_from([policy.value for policy in chosen]) for name, chosen in ALLOWED.items()}
+            ),
             **{key: st.booleans() for key, value in told.items() if isinstance(value, bool)},
         }
     )
