@@ -25,7 +25,7 @@ from mirror.core.layout import Superblock
 from mirror.core.limits import BLOCK_BYTES
 from mirror.core.states import DiskState
 from mirror.runtime import Runtime
-from mirror.store import DATA_NAME, META_NAME, create_replica_files
+from mirror.store import REPLICA_FILES, create_replica_files
 from nbd_server import hold, listening
 from nbd_server.config import FILE_NAME, INTERRUPTED_NAME, Address, Config, Protocol, is_loopback, render
 
@@ -129,7 +129,7 @@ def _new_directory(directory: Path) -> Iterator[None]:
         try:
             yield
         except BaseException:
-            for name in (FILE_NAME, META_NAME, DATA_NAME):
+            for name in (FILE_NAME, *REPLICA_FILES):
                 (directory / name).unlink(missing_ok=True)
             marker.unlink()
             raise

@@ -9,14 +9,13 @@ from cli import output
 from cli.parameters import directory_argument, yes_option
 from mirror.core.errors import MirrorError, OperatorError
 from mirror.runtime import Runtime
-from mirror.store import DATA_NAME, META_NAME
+from mirror.store import META_NAME, REPLICA_FILES
 from nbd_server import config, control, hold
 
 # volume.toml first: from then on it is a replica no more, however this ends. The lock last: it is held meanwhile.
 OWN_FILES = (
     config.FILE_NAME,
-    META_NAME,
-    DATA_NAME,
+    *REPLICA_FILES,
     config.SOCKET_NAME,
     control.FILE_NAME,
     config.INTERRUPTED_NAME,

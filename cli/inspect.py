@@ -16,7 +16,7 @@ from mirror.core.errors import DamagedRecord, MirrorError
 from mirror.core.layout import Geometry, Superblock
 from mirror.core.limits import EXTENT_BYTES
 from mirror.core.states import DiskState
-from mirror.store import DATA_NAME, META_NAME
+from mirror.store import DATA_NAME, META_NAME, SUSPECTS_NAME
 from nbd_server import config, hold
 from nbd_server.config import Config
 from nbd_server.status import iso_time
@@ -91,8 +91,17 @@ def _look(directory: Path, served: bool) -> Findings:
             findings.damaged("name", config.FILE_NAME, f"it names the volume {replica.name!r}, not {known.name!r}")
         _show_log(known, metadata.body, findings)
         _show_map(known, metadata.body, findings)
+        _show_suspects(directory, metadata.body, findings)
     _show_data(replica.data_path(directory) if replica else directory / DATA_NAME, known, findings)
     return findings
+
+
+def _show_suspects(directory: Path, body: Body, findings: Findings) -> None:
+    findings.section(str(directory / SUSPECTS_NAME))
+    for page in body.damaged_suspects:
+        findings.damaged(f"page {page}", f"page {page} of the suspects", "it can't be read: all its blocks are suspect")
+    suspect_bytes = body.suspects.dirty_bytes
+    findings.add("suspects", f"{suspect_bytes} bytes were found different" if suspect_bytes else "none")
 
 
 def _show_config(directory: Path, findings: Findings) -> Config | None:

@@ -1,6 +1,6 @@
 """The command `nbdmirror`: gathers the verbs and turns errors into messages and an exit status.
 
-0: done. 1: could not be done. 2: wrong usage.
+0: done. 1: could not be done. 2: wrong usage. (`verify`: 1 says that the copies differ, 3 that it could not be done.)
 """
 
 import os
@@ -22,9 +22,13 @@ from cli.promote import promote
 from cli.serve import serve
 from cli.status import status
 from cli.switch import switch
+from cli.verify import verify
 from mirror.core.errors import MirrorError
 
-VERBS = (create, serve, status, promote, demote, switch, connect, disconnect, diff, invalidate, inspect, destroy, demo)
+VERBS = (
+    *(create, serve, status, promote, demote, switch, connect),
+    *(disconnect, diff, verify, invalidate, inspect, destroy, demo),
+)
 
 
 class InOrder(click.Group):

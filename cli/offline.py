@@ -20,8 +20,10 @@ from mirror.core.recovery import Copies, Dirty, Recovery
 from mirror.core.states import DiskState
 from mirror.replica import state_at_rest
 from mirror.store import Store
+from mirror.suspects import read_map as read_suspects
+from mirror.suspects import shown_ranges
 from nbd_server.config import Config
-from nbd_server.status import iso_time, last_resync
+from nbd_server.status import iso_time, last_resync, last_verify, suspects_warning
 
 Damage = DamagedRecord | UnknownVersion
 
@@ -35,6 +37,8 @@ class Body:
     dirty: DirtyMap
     damaged_pages: dict[int, Damage]
     found: Recovery
+    suspects: DirtyMap
+    damaged_suspects: list[int]
 
 
 @dataclass(frozen=True)
@@ -71,7 +75,10 @@ def _read_body(store: Store, superblock: Superblock) -> Body:
     dirty, damaged = _read_map(store, superblock.size_bytes)
     log = ActivityLog.rebuild(raw_log, superblock.log_epoch)
     found = recovery.classify(superblock, log, list(damaged))
-    return Body([_log_record(raw) for raw in raw_log], log, dirty, damaged, found)
+    suspects, damaged_suspects = DirtyMap(superblock.size_bytes), list[int]()
+    if store.suspects.exists:
+        suspects, _, damaged_suspects = read_suspects(store, superblock.size_bytes)
+    return Body([_log_record(raw) for raw in raw_log], log, dirty, damaged, found, suspects, damaged_suspects)
 
 
 def _read_map(store: Store, size_bytes: int) -> tuple[DirtyMap, dict[int, Damage]]:
@@ -110,6 +117,7 @@ def status(directory: Path, config: Config) -> dict[str, Any]:
     if known is None or body is None:
         assert metadata.copies.refusal is not None
         raise metadata.copies.refusal
+    suspects: dict[str, Any] = {"bytes": body.suspects.dirty_bytes, **shown_ranges(body.suspects)}
     peer_disk = known.peer_disk.value if known.peer_disk not in (None, DiskState.UP_TO_DATE) else None
     return {
         "name": known.name,
@@ -126,6 +134,10 @@ def status(directory: Path, config: Config) -> dict[str, Any]:
         "dirty_bytes": dirty_at_start(known, body).dirty_bytes,
         "resync": None,
         "last_resync": last_resync(known.last_resync),
+        "suspects": suspects,
+        "proof": None,
+        "verify": None,
+        "last_verify": last_verify(known.last_verify, running=False),
         "activity_log": {
             "extents": known.log_slots,
             "used": len(body.log.extents) if isinstance(body.log, Rebuilt) and body.found.crashed else 0,
@@ -135,7 +147,11 @@ def status(directory: Path, config: Config) -> dict[str, Any]:
         "io": None,
         "latency": None,
         "clients": {},
-        "warnings": [*_data_warnings(config, directory, known), *_warnings(config, known, metadata.copies, body)],
+        "warnings": [
+            *suspects_warning(suspects),
+            *_data_warnings(config, directory, known),
+            *_warnings(config, known, metadata.copies, body),
+        ],
     }
 
 

@@ -40,6 +40,7 @@ def _pairs(status: Status) -> Iterator[tuple[str, str | Text]]:
         yield "resync", _resync(status["resync"])
     if status["last_resync"]:
         yield "last resync", _last_resync(status["last_resync"])
+    yield from _compared(status)
     yield "activity log", _activity_log(status["activity_log"])
     if status["io"]:
         yield from _io(status["io"])
@@ -47,6 +48,19 @@ def _pairs(status: Status) -> Iterator[tuple[str, str | Text]]:
         yield from _latency(status["latency"])
     if status.get("clients"):
         yield "clients", ", ".join(f"{who} ({count} connections)" for who, count in status["clients"].items())
+
+
+def _compared(status: Status) -> Iterator[tuple[str, str | Text]]:
+    """What is known of whether the copies are equal."""
+    suspects = status["suspects"]
+    if suspects["bytes"]:
+        yield "suspects", Text(f"{size_text(suspects['bytes'])}: {ranges_text(suspects)}", "bold red")
+    if status["proof"]:
+        yield "proof", _proof(status["proof"])
+    if status["verify"]:
+        yield "verify", verify_text(status["verify"])
+    if status["last_verify"]:
+        yield "last verify", _last_verify(status["last_verify"])
 
 
 def line(status: Status) -> str:
@@ -63,6 +77,10 @@ def line(status: Status) -> str:
     ]
     if status["resync"]:
         parts.append(f"resync {_resync(status['resync'])}")
+    if status["suspects"]["bytes"]:
+        parts.append(f"suspects {size_text(status['suspects']['bytes'])}")
+    if status["verify"]:
+        parts.append(f"verify {verify_text(status['verify'])}")
     if status["io"]:
         parts.append(f"{status['io']['writes']} writes, {status['io']['reads']} reads")
     parts += [f"warning: {warning}" for warning in status["warnings"]]
@@ -111,6 +129,44 @@ def _last_resync(last: dict[str, Any]) -> str:
         f"{last['started']}{rule}: {size_text(last['dirty_bytes'])} compared, {size_text(last['sent_bytes'])} sent, "
         f"{size_text(last['skipped_bytes'])} skipped, in {duration_text(last['seconds'])}"
     )
+
+
+def ranges_text(found: dict[str, Any], most: int = 4) -> str:
+    """The first ranges as offset+length."""
+    ranges = found["ranges"]
+    more = ", ..." if found["more"] or len(ranges) > most else ""
+    return ", ".join(f"{offset}+{length}" for offset, length in ranges[:most]) + more
+
+
+def verify_text(run: dict[str, Any]) -> str:
+    """How far a running verify is."""
+    total = run["total_bytes"]
+    percent = 100 * run["done_bytes"] / total if total else 100.0
+    left = f", {duration_text(run['eta_s'])} left" if run["eta_s"] is not None else ""
+    found = f"; {size_text(run['differing_bytes'])} differ" if run["differing_bytes"] else ""
+    return f"{percent:.0f} % of {size_text(total)} at {size_text(run['bytes_per_s'])}/s{left}{found}"
+
+
+def _last_verify(last: dict[str, Any]) -> Text:
+    words = {"equal": "equal", "differs": "differs", "repaired": "differed, repaired"}
+    result = words.get(last["result"], last["result"])
+    when = last["ended"] or last["started"]
+    differing = f", {size_text(last['differing_bytes'])} differed" if last["differing_bytes"] else ""
+    text = f"{when}: {result}, {size_text(last['checked_bytes'])} compared{differing}"
+    return Text(text, "bold red" if last["result"] == "differs" else "")
+
+
+def _proof(proof: dict[str, Any]) -> Text:
+    state, left, rest = proof["state"], proof.get("left_bytes"), proof.get("rest_left_bytes")
+    if state == "running":
+        return Text(f"running: {size_text(left or 0)} of what was written lately to compare", "yellow")
+    if state == "proven":
+        return Text(
+            f"proven; {size_text(rest)} of the rest to compare slowly" if rest else "proven, all of it", "green"
+        )
+    if state == "failed":
+        return Text(f"failed: {proof['reason']}", "bold red")
+    return Text("waits for a primary, or the end of a resync", "yellow")
 
 
 def _activity_log(log: dict[str, Any]) -> str:

@@ -201,6 +201,8 @@ class Deferred:
             # Between the two steps of a detachment what is unstable has been taken as dirty already.
             attached = self._primary.session is not None
             (replica.unstable if attached else replica.dirty).mark(pending.offset, pending.length)
+            if replica.suspects.any and attached:
+                replica.suspects.written(pending.offset, pending.length)
         self._primary.unlock(pending.ticket, *extents_of(pending.offset, pending.length))
         with self._books:
             self._changed.notify_all()

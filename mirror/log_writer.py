@@ -66,8 +66,12 @@ class LogWriter:
                 return
             assert transaction is not None, "one writer at a time, and something is wanted"
             record = layout.encode_log_record(transaction.record) if transaction.record.changes else b""
+            bits_durable = replica.unproven.evict(transaction.victims)
             replica.books.release()
             try:
+                if not bits_durable:
+                    # Once the record says that they left the log, only their bits tell that they are to be compared.
+                    replica.unproven.persist()
                 if record:
                     replica.store.write_log_record(transaction.position, record)
             except BaseException:

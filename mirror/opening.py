@@ -18,6 +18,8 @@ from mirror.core.recovery import Dirty, Recovery
 from mirror.replica import FORGOTTEN, Replica
 from mirror.runtime import Runtime
 from mirror.store import Store
+from mirror.suspects import open_suspects
+from mirror.unproven import Unproven
 
 log = logging.getLogger(__name__)
 
@@ -51,16 +53,25 @@ def open_replica(
             log.info("start: %s (%s)", row.name, row.sentence)
         known_boot = superblock.boot_id != FORGOTTEN
         kept = known_boot and (not found.crashed or (memory_kept and superblock.boot_id == runtime.boot_id()))
+        books = runtime.lock()
+        activity_log = ActivityLog(log_slots, epoch=superblock.log_epoch + 1)
+        suspects, suspect_notes = open_suspects(runtime, store, books, superblock.size_bytes)
+        extents = layout.Geometry(superblock.size_bytes).extents
+        unproven = Unproven(runtime, store, books, extents, activity_log)
+        notes += [*suspect_notes, *unproven.load(ring)]
         replica = Replica(
             runtime,
             store,
             superblock,
             dirty,
-            ActivityLog(log_slots, epoch=superblock.log_epoch + 1),
+            activity_log,
             tracked=tracked,
             crashed_primary=found.crashed_primary,
             kept_memory=kept,
             durable_map=durable_map,
+            books=books,
+            suspects=suspects,
+            unproven=unproven,
         )
         replica.persist_map()
         store.reset_log(found.mend)

@@ -33,6 +33,8 @@ from mirror.runtime import Runtime, Thread
 from mirror.secondary import Receiver
 from mirror.session import Session
 from mirror.sync import SyncSource
+from mirror.verify import OPERATIONS as VERIFY_OPERATIONS
+from mirror.verify import Verifier
 
 log = logging.getLogger(__name__)
 
@@ -91,6 +93,7 @@ class Peer:
         self._runtime: Runtime = replica.runtime
         self._on_control = on_control
         self.changed = self._runtime.condition()
+        self.verifier = Verifier(primary, self)
         self._handshake = self._runtime.lock()
         self.retry = Retry(self._runtime, self.changed)
         self.questions = Questions(replica, settings.peer, self.said)
@@ -451,11 +454,13 @@ class Peer:
             "protocol": self.settings.protocol,
             "can_fast_zero": self._replica.store.can_fast_zero,
             "asked_by_operator": self._asked_by_operator,
+            "compares": True,
         }
 
     def _new_session(self, number: int, control: Stream, plan: Plan, features: dict[str, Any]) -> Session:
         session = Session(self._runtime, number, control, plan.theirs, plan.outcome, self._on_end)
         session.peer_can_fast_zero = bool(features.get("can_fast_zero"))
+        session.peer_compares = features.get("compares") is True
         return session
 
     def _obey(self, outcome: Outcome, mine: Standing, theirs: Standing) -> None:
@@ -542,6 +547,7 @@ class Peer:
             self._threads = [
                 spawn("control", session.serve_control, self._control),
                 spawn("monitor", session.watch, settings.peer_timeout_s, settings.disk_timeout_s),
+                spawn("verify", self.verifier.serve, session),
             ]
             if state is ConnectionState.SYNC_SOURCE:
                 self.source = SyncSource(self._primary, session, self._source_done)
@@ -588,6 +594,8 @@ class Peer:
             handshake.become_only_copy(self._replica, handshake.new_generation(message))
             session.peer = dataclasses.replace(session.peer, disk=DiskState.FAILED)
             return None
+        if operation in VERIFY_OPERATIONS:
+            return self.verifier.answer(message)
         if operation == "bye":
             self._goodbye(session, message)
             return None
@@ -610,6 +618,7 @@ class Peer:
 
     def tell_state(self) -> None:
         """Let the peer know this side's role and disk."""
+        self.verifier.wake()
         session = self.session
         if session is not None and not session.ended:
             try:

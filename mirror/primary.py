@@ -11,9 +11,11 @@ send it to the peer and write it locally at the same time, wait for both, answer
  5. a range stays locked until both replicas have applied the write             (same-order)
 """
 
+import contextlib
 import enum
 import errno
 import logging
+from collections.abc import Iterator
 
 from mirror.change import Change
 from mirror.core.errors import ConnectionCut, DeviceError, LinkLost, MirrorError, NotPrimary, PeerError, ProtocolError
@@ -248,6 +250,8 @@ class Primary:
         with self._books:
             attached = self.session is session
             (self.replica.unstable if attached and peer_has_it else self.replica.dirty).mark(offset, length)
+            if self.replica.suspects.any and attached and peer_has_it and error is None and not self.peer_only:
+                self.replica.suspects.written(offset, length)
         if error is not None:
             self._settle_error(session, offset, length, peer_has_it, error)
         elif not peer_has_it:
@@ -407,6 +411,19 @@ class Primary:
         with self._books:
             if self._ranges.unlock(ticket):
                 self._changed.notify_all()
+
+    @contextlib.contextmanager
+    def request_alone(self, offset: int, length: int) -> Iterator[None]:
+        """As a request of this range that nobody else works on: no role changes and no session begins inside."""
+        self._enter()
+        try:
+            ticket = self.lock_range(offset, length)
+            try:
+                yield
+            finally:
+                self.unlock_range(ticket)
+        finally:
+            self._leave()
 
     def _stabilise(self) -> None:
         """Free slots of the log: what its finished writes touched becomes stable on both, or durably dirty."""

@@ -16,8 +16,10 @@ from mirror.core.errors import DeviceError
 from mirror.core.layout import Superblock
 from mirror.core.limits import EXTENT_BYTES, EXTENTS_PER_PAGE
 from mirror.core.states import LEFT_BEHIND, DiskState, Role
-from mirror.runtime import Runtime
+from mirror.runtime import Lock, Runtime
 from mirror.store import Store
+from mirror.suspects import Suspects
+from mirror.unproven import Unproven
 
 log = logging.getLogger(__name__)
 
@@ -41,6 +43,9 @@ class Replica:
         crashed_primary: bool,
         kept_memory: bool,
         durable_map: dict[int, list[int]],
+        books: Lock,
+        suspects: Suspects,
+        unproven: Unproven,
     ) -> None:
         self.runtime = runtime
         self.store = store
@@ -51,12 +56,14 @@ class Replica:
         self.role = Role.SECONDARY
         self.failed = superblock.disk is DiskState.FAILED
         self.failure = ""
-        self.books = runtime.lock()
+        self.books = books
         self.changed = runtime.condition(self.books)
         self.dirty = dirty
         self.unstable = DirtyMap(superblock.size_bytes)
         self.flushing = DirtyMap(superblock.size_bytes)
+        self.suspects = suspects
         self.log = activity_log
+        self.unproven = unproven
         self.round = 1
         self._durable_map = durable_map
         self._superblock_lock = runtime.lock()
@@ -176,6 +183,7 @@ class Replica:
         self.dirty.merge(self.flushing)
         self.unstable.clear_all()
         self.flushing.clear_all()
+        self.suspects.link_lost()
 
 
 def state_at_rest(superblock: Superblock, tracked: bool) -> DiskState:

@@ -60,6 +60,8 @@ class Session:
         # It ended because a disk could not do its part, so that beginning anew at once would only fail again.
         self.disk_trouble = False
         self.peer_can_fast_zero = False
+        # It keeps suspects and answers what a verify asks; older releases don't.
+        self.peer_compares = False
         self._runtime = runtime
         self._on_end = on_end
         self._send_lock = runtime.lock()

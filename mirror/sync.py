@@ -15,8 +15,10 @@ import lz4.block
 
 from mirror.core import resync
 from mirror.core.errors import LinkLost, MirrorError, PeerError
+from mirror.core.generation import Action
 from mirror.core.limits import RESYNC_CHUNK_BYTES, RESYNC_STABLE_BYTES, SYNC_STREAMS
-from mirror.core.resync import Action, Compression, Progress
+from mirror.core.resync import Action as BlockAction
+from mirror.core.resync import Compression, Progress
 from mirror.core.wire import Flag, MessageType, crc32c
 from mirror.link import Stream
 from mirror.primary import Primary, describe_errno
@@ -48,6 +50,9 @@ class SyncSource:
         self._started_s = self._runtime.now_s()
         with self._replica.books:
             self.total_bytes = self._replica.dirty.dirty_bytes
+            if session.outcome.action is Action.SOURCE_BITMAP:
+                # What is believed because of a map is to be proven; a full resync looks at every block itself.
+                self._replica.unproven.add(self._replica.dirty.extents())
         self.progress = Progress(self.total_bytes)
         self._compression = Compression()
         self._reported_s = 0.0
@@ -69,6 +74,7 @@ class SyncSource:
                 self._copy_chunk(stream, *chunk)
                 self._report()
                 self._stabilise_at_times()
+            self._session.give_back_sync(stream)
             with self._replica.books:
                 self._running -= 1
                 last = self._running == 0
@@ -99,9 +105,9 @@ class SyncSource:
             local = resync.block_sums(content)
             remote = resync.decode_sums(self._ask(stream, MessageType.SUMS, offset, length), length)
             for action, at, size in resync.classify_blocks(local, remote, offset):
-                if action is Action.SKIP:
+                if action is BlockAction.SKIP:
                     self.skipped_bytes += size
-                elif action is Action.ZERO:
+                elif action is BlockAction.ZERO:
                     self._ask(stream, MessageType.ZERO, at, size, flags=Flag.RESYNC | Flag.MAY_TRIM)
                     self.skipped_bytes += size
                 else:

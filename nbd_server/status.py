@@ -28,6 +28,7 @@ def of_server(
     connected = session is not None and not session.ended
     with replica.books:
         dirty_bytes = replica.dirty.dirty_bytes
+        suspects = replica.suspects.status()
         activity_log = {
             "extents": replica.log.slots,
             "used": replica.log.used,
@@ -49,11 +50,21 @@ def of_server(
         "dirty_bytes": dirty_bytes,
         "resync": _resync(peer),
         "last_resync": last_resync(known.last_resync),
+        "suspects": suspects,
+        "proof": None,
+        "verify": None,
+        **(peer.verifier.status() if peer is not None else {}),
+        "last_verify": last_verify(known.last_verify, connected),
         "activity_log": activity_log,
         "io": primary.trace.counters(),
         "latency": primary.trace.latency(),
         "clients": clients,
-        "warnings": [*notes, *_disk_warnings(replica, primary), *_peer_warnings(config, replica, peer)],
+        "warnings": [
+            *notes,
+            *suspects_warning(suspects),
+            *_disk_warnings(replica, primary),
+            *_peer_warnings(config, replica, peer),
+        ],
     }
 
 
@@ -62,6 +73,32 @@ def last_resync(record: Mapping[str, Any] | None) -> dict[str, Any] | None:
     if record is None:
         return None
     return {**record, "started": iso_time(record.get("started"))}
+
+
+def last_verify(record: Mapping[str, Any] | None, running: bool) -> dict[str, Any] | None:
+    """The superblock's note of the last verify, its times as ISO times. `running`: one may be running now."""
+    if record is None:
+        return None
+    result = record.get("result")
+    if result == "running" and not running:
+        result = "stopped"
+    return {
+        **{key: record.get(key) for key in ("checked_bytes", "differing_bytes", "repaired_bytes")},
+        "started": iso_time(record.get("started")),
+        "ended": iso_time(record["ended"]) if record.get("ended") else None,
+        "result": result,
+    }
+
+
+def suspects_warning(suspects: Mapping[str, Any]) -> list[str]:
+    """The fault that suspects are, as a warning."""
+    if not suspects["bytes"]:
+        return []
+    offset, length = suspects["ranges"][0]
+    return [
+        f"{suspects['bytes']} bytes are suspect: the copies were found different there (first at {offset}, {length} "
+        "bytes) and nobody knows which is right; look at both, then `nbdmirror verify DIR --repair --from SIDE`"
+    ]
 
 
 def iso_time(seconds: object) -> str:

@@ -330,6 +330,8 @@ class Volume:
             return outlook.plan(self._with_peer(), self._replica, bool(request.get("discard_my_data")))
         if command == "diff":
             return outlook.diff(self._with_peer(), self._replica, request.get("limit"))
+        if command == "verify":
+            return self._with_peer().verifier.command(request)
         raise OperatorError(f"unknown command {command!r}", remedy="use the nbdmirror release of the server")
 
     def promote(self, force: bool) -> dict[str, Any]:

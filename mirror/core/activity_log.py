@@ -45,13 +45,14 @@ NEED_STABLE: Final = _Need.STABLE
 
 @dataclass(frozen=True)
 class Transaction:
-    """A record to be written at `position` of the ring, and the ranges that it grants.
+    """A record to be written at `position` of the ring, the ranges that it grants, the extents that give way.
 
     Without changes everything wanted was hot already: it may be committed without writing the record.
     """
 
     record: LogRecord
     granted: tuple[Range, ...]
+    victims: tuple[int, ...] = ()
 
     @property
     def position(self) -> int:
@@ -235,7 +236,7 @@ class ActivityLog:
             self._table[slot] = extent
         sequence = self.next_sequence
         record = LogRecord(self.epoch, sequence, self.slots, changes, self._rotating(sequence))
-        return Transaction(record, tuple(granted))
+        return Transaction(record, tuple(granted), tuple(victims))
 
     def _rotating(self, sequence: int) -> tuple[tuple[int, int | None], ...]:
         """The run of slots that this record repeats: its sequence tells, so neither restart nor abort skips one."""

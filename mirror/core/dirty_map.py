@@ -116,6 +116,15 @@ class DirtyMap:
         for extent, bits in other._bits.items():
             self.set_bits(extent, self._bits.get(extent, 0) | bits)
 
+    def mark_where(self, other: "DirtyMap", offset_bytes: int, length_bytes: int) -> None:
+        """Make dirty here the blocks that are dirty in `other` and lie wholly inside the range."""
+        first = -(-offset_bytes // BLOCK_BYTES)
+        end = min(offset_bytes + length_bytes, self.size_bytes) // BLOCK_BYTES
+        for extent, mask in self._masks(first, end):
+            both = other.bits(extent) & mask
+            if both:
+                self.set_bits(extent, self._bits.get(extent, 0) | both)
+
     def clear(self, offset_bytes: int, length_bytes: int) -> None:
         """Make clean every block that lies wholly inside the range."""
         first = -(-offset_bytes // BLOCK_BYTES)

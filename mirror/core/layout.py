@@ -33,6 +33,7 @@ from mirror.core.limits import (
     BLOCKS_PER_EXTENT,
     EXTENT_BYTES,
     EXTENTS_PER_PAGE,
+    EXTENTS_PER_UNPROVEN_PAGE,
     HISTORY_MAX,
     LOG_CHANGES_MAX,
     LOG_RING_RECORDS,
@@ -45,11 +46,20 @@ from mirror.core.limits import (
 from mirror.core.states import DiskState
 
 _SUPERBLOCK_MAGIC, _LOG_MAGIC, _MAP_MAGIC = b"NMSB", b"NMLR", b"NMMP"
+_SUSPECTS_MAGIC, _UNPROVEN_MAGIC = b"NMSU", b"NMUP"
 # The newest version of each kind of record: the one that is written. All from 1 on are read.
 SUPERBLOCK_VERSION = 2
 _LOG_VERSION = 1
 _MAP_VERSION = 1
-VERSIONS = {_SUPERBLOCK_MAGIC: SUPERBLOCK_VERSION, _LOG_MAGIC: _LOG_VERSION, _MAP_MAGIC: _MAP_VERSION}
+_SUSPECTS_VERSION = 1
+_UNPROVEN_VERSION = 1
+VERSIONS = {
+    _SUPERBLOCK_MAGIC: SUPERBLOCK_VERSION,
+    _LOG_MAGIC: _LOG_VERSION,
+    _MAP_MAGIC: _MAP_VERSION,
+    _SUSPECTS_MAGIC: _SUSPECTS_VERSION,
+    _UNPROVEN_MAGIC: _UNPROVEN_VERSION,
+}
 
 _CHECKSUM = struct.Struct("<I")
 _BODY_BYTES = RECORD_BYTES - _CHECKSUM.size
@@ -407,23 +417,66 @@ _BITMAP_BYTES = BLOCKS_PER_EXTENT // 8
 
 def encode_map_page(index: int, bitmaps: Sequence[int]) -> bytes:
     """The page that holds these extents' bitmaps (block i is bit i); missing ones at the volume's end are clean."""
+    return _encode_bitmaps(_MAP_MAGIC, index, bitmaps)
+
+
+def decode_map_page(raw: bytes, index: int) -> list[int]:
+    """EXTENTS_PER_PAGE bitmaps. Raises DamagedRecord, also for another page's record; UnknownVersion."""
+    return _decode_bitmaps(raw, _MAP_MAGIC, index, f"map page {index}")
+
+
+def _encode_bitmaps(magic: bytes, index: int, bitmaps: Sequence[int]) -> bytes:
     assert len(bitmaps) <= EXTENTS_PER_PAGE, f"{len(bitmaps)} extents for one page"
-    return _seal(_MAP.pack(_MAP_MAGIC, _MAP_VERSION, index) + b"".join([_bitmap_bytes(bits) for bits in bitmaps]))
+    return _seal(_MAP.pack(magic, VERSIONS[magic], index) + b"".join([_bitmap_bytes(bits) for bits in bitmaps]))
 
 
 def _bitmap_bytes(bits: int) -> bytes:
     return bits.to_bytes(_BITMAP_BYTES, "little")
 
 
-def decode_map_page(raw: bytes, index: int) -> list[int]:
-    """EXTENTS_PER_PAGE bitmaps. Raises DamagedRecord, also for another page's record; UnknownVersion."""
-    what = f"map page {index}"
-    body = _check(raw, _MAP_MAGIC, what)
+def _decode_bitmaps(raw: bytes, magic: bytes, index: int, what: str) -> list[int]:
+    body = _check(raw, magic, what)
     found = _MAP.unpack_from(body)[2]
     if found != index:
         raise DamagedRecord(what, f"it is page {found}")
     starts = range(_MAP.size, _MAP.size + EXTENTS_PER_PAGE * _BITMAP_BYTES, _BITMAP_BYTES)
     return [int.from_bytes(body[start : start + _BITMAP_BYTES], "little") for start in starts]
+
+
+# -- suspects and unproven extents, in files of their own -------------------------------------------------------------
+
+# A page of DIR/suspects is laid out as one of the dirty map; its own magic keeps it from being taken for one.
+# Of DIR/unproven: magic version | page | cursor; then one bit an extent
+_UNPROVEN = struct.Struct("<4sH xx Q Q")
+_UNPROVEN_BYTES = EXTENTS_PER_UNPROVEN_PAGE // 8
+assert _UNPROVEN.size + _UNPROVEN_BYTES <= _BODY_BYTES
+
+
+def encode_suspects_page(index: int, bitmaps: Sequence[int]) -> bytes:
+    """The page that holds these extents' suspect blocks (block i is bit i)."""
+    return _encode_bitmaps(_SUSPECTS_MAGIC, index, bitmaps)
+
+
+def decode_suspects_page(raw: bytes, index: int) -> list[int]:
+    """EXTENTS_PER_PAGE bitmaps. Raises DamagedRecord, also for another page's record; UnknownVersion."""
+    return _decode_bitmaps(raw, _SUSPECTS_MAGIC, index, f"page {index} of the suspects")
+
+
+def encode_unproven_page(index: int, bits: int, cursor: int = 0) -> bytes:
+    """Bit i is extent index * EXTENTS_PER_UNPROVEN_PAGE + i. `cursor` counts in page 0: where the slow pass goes on."""
+    return _seal(
+        _UNPROVEN.pack(_UNPROVEN_MAGIC, _UNPROVEN_VERSION, index, cursor) + bits.to_bytes(_UNPROVEN_BYTES, "little")
+    )
+
+
+def decode_unproven_page(raw: bytes, index: int) -> tuple[int, int]:
+    """The bits and the cursor. Raises DamagedRecord, also for another page's record; UnknownVersion."""
+    what = f"page {index} of the unproven extents"
+    body = _check(raw, _UNPROVEN_MAGIC, what)
+    _, _, found, cursor = _UNPROVEN.unpack_from(body)
+    if found != index:
+        raise DamagedRecord(what, f"it is page {found}")
+    return int.from_bytes(body[_UNPROVEN.size : _UNPROVEN.size + _UNPROVEN_BYTES], "little"), cursor
 
 
 # -- where records stand ----------------------------------------------------------------------------------------------
@@ -439,6 +492,7 @@ class Geometry:
     def __init__(self, size_bytes: int) -> None:
         self.extents = -(-size_bytes // EXTENT_BYTES)
         self.pages = -(-self.extents // EXTENTS_PER_PAGE)
+        self.unproven_pages = -(-self.extents // EXTENTS_PER_UNPROVEN_PAGE)
         self.metadata_bytes = self.map_offset + self.pages * RECORD_BYTES
 
     def page_of_extent(self, extent: int) -> int:

@@ -40,6 +40,8 @@ LOG_SLICE = 160
 
 # Extents whose bitmaps (128 bytes each) one record of the dirty map holds, beside its header and checksum.
 EXTENTS_PER_PAGE = 31
+# Extents of which one record of DIR/unproven holds a bit each, beside its header and checksum (125 GiB of volume).
+EXTENTS_PER_UNPROVEN_PAGE = 32000
 
 # A note in the superblock (on the last resync, on the last verify): some short values as JSON.
 NOTE_BYTES_MAX = 512
@@ -115,3 +117,14 @@ PLAN_RETRY_MAX_S = 60.0
 # holds ten times as many.
 DIFF_RUNS_DEFAULT = 1000
 DIFF_RUNS_MAX = 20_000
+
+# Suspect or differing ranges that a status or an answer lists; the rest is counted.
+RANGES_SHOWN_MAX = 32
+# A proof after a handshake compares so much a second: the default log of 4 GiB takes a minute, and a twentieth of a
+# core on either side (reading and hashing 1 MiB takes 0.8 ms).
+PROOF_BYTES_PER_S = 64 * MIB
+# The rest of the volume, in the background: about a hundredth of a core and of a disk; a TiB takes 18 hours.
+PROOF_REST_BYTES_PER_S = 16 * MIB
+# How often a running verify notes durably how far it is, and a proof which extents it has compared: what an
+# interruption costs to compare again, against two durable writes.
+VERIFY_NOTE_INTERVAL_S = 5.0

@@ -1,8 +1,9 @@
 """The files of a replica: the only package that touches them.
 
 `DIR/meta` is the metadata (metadata_file.py says what it promises), `DIR/data` or a backing is the contents
-(data_file.py). Positioned system calls only, so threads share descriptors without locks; nothing is cached and nothing
-is copied. OSError becomes DeviceError with its errno, so that a full disk (ENOSPC) is not taken for a broken one.
+(data_file.py); `DIR/suspects` and `DIR/unproven` are maps (map_file.py). Positioned system calls only, so threads
+share descriptors without locks; nothing is cached and nothing is copied. OSError becomes DeviceError with its errno, so
+that a full disk (ENOSPC) is not taken for a broken one.
 
 `create_replica_files` allocates all metadata and writes it: a full filesystem can still be logged to.
 """
@@ -12,23 +13,36 @@ from collections.abc import Callable
 from pathlib import Path
 
 from mirror.core.errors import OperatorError
-from mirror.core.layout import Geometry, blank_log_record, encode_map_page
+from mirror.core.layout import (
+    Geometry,
+    blank_log_record,
+    encode_map_page,
+    encode_suspects_page,
+    encode_unproven_page,
+)
 from mirror.core.limits import EXTENTS_PER_PAGE, LOG_RING_RECORDS
 from mirror.runtime import Runtime
 from mirror.store.data_file import DataFile
 from mirror.store.files import failed, open_file, write_all
+from mirror.store.map_file import MapFile, fill
 from mirror.store.metadata_file import MetadataFile, adjacent
 
 DATA_NAME = "data"
 META_NAME = "meta"
+SUSPECTS_NAME = "suspects"
+UNPROVEN_NAME = "unproven"
+# What `create` makes in the replica's directory.
+REPLICA_FILES = (META_NAME, DATA_NAME, SUSPECTS_NAME, UNPROVEN_NAME)
 
 
 class Store:
-    """Both files of a replica; the calls go straight to `DataFile` and `MetadataFile`, whose docstrings hold."""
+    """The files of a replica; the calls go straight to `DataFile`, `MetadataFile`, `MapFile`: their docstrings hold."""
 
-    def __init__(self, metadata: MetadataFile, data: DataFile | None) -> None:
+    def __init__(self, metadata: MetadataFile, data: DataFile | None, suspects: MapFile, unproven: MapFile) -> None:
         self._metadata = metadata
         self._data = data
+        self.suspects = suspects
+        self.unproven = unproven
         self.size_bytes = 0
         self.read_superblock_copies = metadata.read_superblock_copies
         self.write_superblock = metadata.write_superblock
@@ -61,10 +75,14 @@ class Store:
         """
         runtime = runtime or Runtime()
         metadata = MetadataFile(directory / META_NAME, runtime)
+        maps: list[MapFile] = []
         try:
-            store = Store(metadata, None if data_path is None else DataFile(data_path, runtime))
+            for name, blank in ((SUSPECTS_NAME, _blank_suspects), (UNPROVEN_NAME, _blank_unproven)):
+                maps.append(MapFile(directory / name, runtime, blank))
+            store = Store(metadata, None if data_path is None else DataFile(data_path, runtime), *maps)
         except BaseException:
-            metadata.close()
+            for file in (metadata, *maps):
+                file.close()
             raise
         try:
             if size_bytes is not None:
@@ -79,16 +97,26 @@ class Store:
         if self._data is not None:
             self._data.set_size(size_bytes)
         self._metadata.geometry = Geometry(size_bytes)
+        self.suspects.pages = self._metadata.geometry.pages
+        self.unproven.pages = self._metadata.geometry.unproven_pages
         self.size_bytes = size_bytes
+
+    def grow_maps(self, size_bytes: int) -> None:
+        """Make `suspects` and `unproven` large enough for a volume of this size, before that size is durable."""
+        geometry = Geometry(size_bytes)
+        self.suspects.grow(geometry.pages)
+        self.unproven.grow(geometry.unproven_pages)
 
     def close(self) -> None:
         self._metadata.close()
+        self.suspects.close()
+        self.unproven.close()
         if self._data is not None:
             self._data.close()
 
 
 def create_replica_files(directory: Path, size_bytes: int, backing: Path | None, superblock: bytes) -> None:
-    """Make `meta`, and `data` unless there is a backing, in a directory that exists; all durable when this returns.
+    """Make the maps, `meta`, and `data` unless there is a backing, in a directory that exists; durable on return.
 
     The superblock comes last: files of an interrupted creation are never taken for a replica. What was made is removed
     on failure. Raises OperatorError, DeviceError (ENOSPC when the metadata does not fit).
@@ -105,12 +133,23 @@ def create_replica_files(directory: Path, size_bytes: int, backing: Path | None,
     try:
         if backing is None:
             _make(directory / DATA_NAME, made, lambda fd: os.ftruncate(fd, size_bytes))
+        geometry = Geometry(size_bytes)
+        _make(directory / SUSPECTS_NAME, made, lambda fd: fill(fd, geometry.pages, _blank_suspects))
+        _make(directory / UNPROVEN_NAME, made, lambda fd: fill(fd, geometry.unproven_pages, _blank_unproven))
         _make(directory / META_NAME, made, lambda fd: _write_first_metadata(fd, size_bytes, superblock))
         _sync_directory(directory)
     except BaseException:
         for path in made:
             path.unlink(missing_ok=True)
         raise
+
+
+def _blank_suspects(number: int) -> bytes:
+    return encode_suspects_page(number, [0] * EXTENTS_PER_PAGE)
+
+
+def _blank_unproven(number: int) -> bytes:
+    return encode_unproven_page(number, 0)
 
 
 def _make(path: Path, made: list[Path], fill: Callable[[int], None]) -> None:

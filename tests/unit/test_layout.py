@@ -22,9 +22,13 @@ from mirror.core.layout import (
     decode_log_record,
     decode_map_page,
     decode_superblock,
+    decode_suspects_page,
+    decode_unproven_page,
     encode_log_record,
     encode_map_page,
     encode_superblock,
+    encode_suspects_page,
+    encode_unproven_page,
     ring_position,
 )
 from mirror.core.limits import (
@@ -127,6 +131,8 @@ KINDS: list[tuple[str, bytes, Callable[[bytes], Any]]] = [
     ("superblock", encode_superblock(SUPERBLOCK), decode_superblock),
     ("log record", encode_log_record(LOG_RECORD), decode_log_record),
     ("map page", encode_map_page(4, [1, 2, 3]), lambda raw: decode_map_page(raw, 4)),
+    ("suspects page", encode_suspects_page(4, [1, 2, 3]), lambda raw: decode_suspects_page(raw, 4)),
+    ("unproven page", encode_unproven_page(4, 5), lambda raw: decode_unproven_page(raw, 4)),
 ]
 every_kind = pytest.mark.parametrize(("raw", "decode"), [row[1:] for row in KINDS], ids=[row[0] for row in KINDS])
 

@@ -23,7 +23,7 @@ from mirror.core.layout import (
     encode_map_page,
 )
 from mirror.core.limits import BLOCK_BYTES, DURABLE_DESCRIPTORS, EXTENT_BYTES, LOG_RING_RECORDS, MIB, RECORD_BYTES
-from mirror.store import DATA_NAME, META_NAME, Store, create_replica_files, data_file
+from mirror.store import DATA_NAME, META_NAME, REPLICA_FILES, Store, create_replica_files, data_file
 
 SIZE = EXTENT_BYTES + 3 * BLOCK_BYTES
 SUPERBLOCK = b"\x01" * RECORD_BYTES
@@ -568,7 +568,8 @@ def test_a_store_leaves_no_descriptor(make: Make, tmp_path: Path) -> None:
     make()
     before = descriptors()
     store = Store.open(tmp_path, tmp_path / DATA_NAME, SIZE)
-    assert len(descriptors()) == len(before) + 1 + DURABLE_DESCRIPTORS + 2
+    # The data; the metadata and its log; the two maps.
+    assert len(descriptors()) == len(before) + 1 + DURABLE_DESCRIPTORS + 2 + 2
     store.write(b"x", 0, True)
     store.close()
     for data_path in (tmp_path / "absent", tmp_path, Path("/dev/null")):
@@ -647,9 +648,10 @@ def test_metadata_is_allocated_first_the_superblock_written_last_and_all_is_dura
     create_replica_files(tmp_path, SIZE, None, SUPERBLOCK)
     assert [offset for _, _, offset, _ in writes][-2:] == [0, RECORD_BYTES]
     names = [name for name, _ in calls.seen]
-    # Data; room for all metadata, ring, map; superblocks; the directory.
+    # Data; two maps; room for all metadata, ring, map; superblocks; the directory.
     assert names == [
         "fsync",
+        *(2 * ["posix_fallocate", "pwritev", "fsync"]),
         "posix_fallocate",
         "pwritev",
         "pwritev",
@@ -672,7 +674,7 @@ def test_a_backing_keeps_its_contents_and_must_be_large_enough(tmp_path: Path) -
         create_replica_files(directory, SIZE, tmp_path / "absent", SUPERBLOCK)
     assert list(directory.iterdir()) == []
     create_replica_files(directory, SIZE, backing, SUPERBLOCK)
-    assert [path.name for path in directory.iterdir()] == [META_NAME]
+    assert sorted(path.name for path in directory.iterdir()) == sorted({*REPLICA_FILES} - {DATA_NAME})
     assert backing.read_bytes() == b"x" * SIZE
 
 

@@ -1,0 +1,379 @@
+"""Verify, repair and proof on two live replicas in this process: what is found, what is kept, what is cleared."""
+
+import random
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cli import offline
+from mirror import compare, driven
+from mirror.core.errors import OperatorError
+from mirror.core.limits import BLOCK_BYTES
+from mirror.suspects import Suspects
+from nbd_server.config import load
+from nbd_server.volume import Volume
+from tests.pair import PATIENCE_S, SIZE_BYTES, pair, peer_of, serve, session_of, wait_in_step
+
+BLOCK = bytes(range(256)) * 16
+OTHER = BLOCK[::-1]
+
+
+def wait_until(condition: Callable[[], Any]) -> None:
+    """Look now and then: not all of it tells anybody."""
+    pause = threading.Event()
+    for _ in range(int(PATIENCE_S / 0.02)):
+        if condition():
+            return
+        pause.wait(0.02)
+    raise AssertionError("it does not come")
+
+
+def verify(volume: Volume, **wish: Any) -> dict[str, Any]:
+    """Run one verify to its end."""
+
+    def progress() -> dict[str, Any]:
+        run: dict[str, Any] = volume._command({"command": "verify", "act": "progress"})["run"]
+        return run
+
+    volume._command({"command": "verify", "act": "start", **wish})
+    wait_until(lambda: progress()["state"] != "running")
+    return progress()
+
+
+def flip(directory: Path, name: str, offset: int) -> None:
+    """A byte of a data file changes under the replica's feet."""
+    with (directory / name / "data").open("r+b") as file:
+        file.seek(offset)
+        old = file.read(1)
+        file.seek(offset)
+        file.write(bytes([old[0] ^ 1]))
+
+
+def suspects(volume: Volume) -> list[list[int]]:
+    ranges: list[list[int]] = volume.status()["suspects"]["ranges"]
+    return ranges
+
+
+def same(directory: Path) -> bool:
+    a, b = ((directory / name / "data").read_bytes() for name in "ab")
+    return a == b
+
+
+@pytest.mark.parametrize("side", ["a", "b"])
+def test_a_flipped_byte_is_found_kept_on_both_and_repaired_from_either_side(tmp_path: Path, side: str) -> None:
+    with pair(tmp_path) as (first, second):
+        first.write(memoryview(BLOCK * 4), 0, False)
+        assert verify(first)["result"] == "equal"
+        flip(tmp_path, side, 5000)
+        flip(tmp_path, side, SIZE_BYTES - 1)
+        run = verify(first)
+        expected = [[4096, 4096], [SIZE_BYTES - 4096, 4096]]
+        assert (run["result"], run["ranges"], run["differing_bytes"]) == ("differs", expected, 8192)
+        for volume in (first, second):
+            assert suspects(volume) == expected
+            assert any("suspect" in warning for warning in volume.status()["warnings"])
+            assert volume.status()["last_verify"]["result"] == "differs"
+        # By the word that the untouched side is right.
+        run = verify(second, repair="secondary" if side == "a" else "primary")
+        assert (run["result"], run["repaired_bytes"]) == ("repaired", 8192)
+        assert same(tmp_path)
+        assert (tmp_path / "a" / "data").read_bytes()[:16384] == BLOCK * 4
+        assert suspects(first) == suspects(second) == []
+        assert verify(first)["result"] == "equal"
+
+
+def test_the_side_that_is_named_counts_also_when_it_is_the_flipped_one(tmp_path: Path) -> None:
+    with pair(tmp_path) as (first, _):
+        flip(tmp_path, "b", 5000)
+        assert verify(first, repair="secondary")["result"] == "repaired"
+        assert (tmp_path / "a" / "data").read_bytes()[5000] == 1
+        assert same(tmp_path)
+
+
+def test_suspects_alone_are_repaired_without_a_look_at_the_rest(tmp_path: Path) -> None:
+    with pair(tmp_path) as (first, second):
+        flip(tmp_path, "b", 0)
+        verify(first)
+        last = first.status()["last_verify"]
+        run = verify(first, repair="primary", suspects_only=True)
+        assert (run["result"], run["done_bytes"]) == ("repaired", 4096)
+        assert same(tmp_path)
+        assert suspects(first) == suspects(second) == []
+        assert first.status()["last_verify"] == last, "it says nothing of the volume"
+
+
+@pytest.mark.parametrize("protocol", ["A", "B", "C"])
+def test_writers_are_no_false_alarm(tmp_path: Path, protocol: str) -> None:
+    with pair(tmp_path, protocol) as (first, second):
+        ended = threading.Event()
+        wrote = [0] * 3
+
+        def write(number: int) -> None:
+            random_numbers = random.Random(number)
+            while not ended.is_set():
+                at = random_numbers.randrange(64) * 2048
+                first.write(memoryview(random_numbers.randbytes(6000)), at, False)
+                wrote[number] += 1
+
+        threads = [threading.Thread(target=write, args=(number,)) for number in range(3)]
+        for thread in threads:
+            thread.start()
+        try:
+            for _ in range(5):
+                run = verify(first)
+                assert (run["result"], run["differing_bytes"]) == ("equal", 0)
+            for _ in range(5):
+                assert verify(first, repair="secondary")["result"] == "equal"
+        finally:
+            ended.set()
+            for thread in threads:
+                thread.join()
+        assert min(wrote) > 0
+        first.flush()
+        assert suspects(first) == suspects(second) == []
+        assert same(tmp_path)
+
+
+def test_without_the_range_lock_writers_would_be_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The guard that the test above rests on: the write lands between the two digests."""
+    with pair(tmp_path) as (first, _):
+        monkeypatch.setattr(first._primary, "lock_range", lambda offset, length: None)
+        monkeypatch.setattr(first._primary, "unlock_range", lambda ticket: None)
+        read = first._replica.store.read
+        writes = [BLOCK]
+
+        def read_late(length: int, offset: int) -> bytes:
+            content = read(length, offset)
+            if writes:
+                first.write(memoryview(writes.pop()), 0, False)
+            session_of(first).request("are_you_there", 5.0)
+            return content
+
+        sums = compare.resync.block_sums
+        monkeypatch.setattr(first._replica.store, "read", read_late)
+        # The peer is asked after the write.
+        stream_send = compare.Comparer._answer
+
+        def answer_late(self: Any, stream: Any, verb: str, offset: int) -> memoryview:
+            stream_send(self, stream, verb, offset)
+            stream.send(compare.MessageType.SUMS, compare.Flag.RESYNC, offset, 1 << 20)
+            return stream_send(self, stream, verb, offset)
+
+        monkeypatch.setattr(compare.Comparer, "_answer", answer_late)
+        assert sums(BLOCK)
+        assert verify(first)["differing_bytes"] > 0
+
+
+@pytest.mark.parametrize("protocol", ["A", "B", "C"])
+def test_a_client_that_writes_the_whole_block_again_clears_it(tmp_path: Path, protocol: str) -> None:
+    with pair(tmp_path, protocol) as (first, second):
+        first.write(memoryview(BLOCK * 8), 0, False)
+        first.flush()
+        for block in range(5):
+            flip(tmp_path, "b", block * BLOCK_BYTES)
+        verify(first)
+        assert suspects(first) == [[0, 5 * BLOCK_BYTES]]
+        first.write(memoryview(OTHER), 0, False)
+        first.zero(BLOCK_BYTES, BLOCK_BYTES, True, False, False)
+        first.trim(2 * BLOCK_BYTES, BLOCK_BYTES, False)
+        # Not the whole block.
+        first.write(memoryview(OTHER[1:]), 3 * BLOCK_BYTES + 1, False)
+        first.flush()
+        wait_until(lambda: suspects(first) == [[3 * BLOCK_BYTES, 2 * BLOCK_BYTES]])
+        assert suspects(second) == suspects(first)
+
+
+def test_a_write_that_may_be_lost_clears_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pair(tmp_path) as (first, second):
+        flip(tmp_path, "b", 0)
+        verify(first)
+        # No round ends before the link is lost.
+        flushes = first._primary.flushes
+        monkeypatch.setattr(flushes, "run_round", lambda: None)
+        first.write(memoryview(BLOCK), 0, False)
+        first.disconnect()
+        monkeypatch.undo()
+        first.connect(False)
+        wait_in_step(first)
+        wait_in_step(second)
+        first.flush()
+        wait_until(lambda: first.status()["proof"]["state"] == "proven")
+        assert suspects(first) == suspects(second) == [[0, 4096]]
+
+
+def test_no_resync_consumes_a_suspect(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pair(tmp_path) as (first, second):
+        first.write(memoryview(BLOCK * 2), 0, False)
+        first.flush()
+        flip(tmp_path, "b", 0)
+        flip(tmp_path, "b", 4096)
+        verify(first)
+        # Either side by itself: neither gets back from the other one what the resync took.
+        monkeypatch.setattr(Suspects, "learn", lambda self, runs: None)
+        monkeypatch.setitem(driven._ANSWERS, "suspects_add", lambda self, message: None)
+        first.disconnect()
+        # The first one is dirty too: what the client was told is there must reach the peer, the suspicion stays.
+        first.write(memoryview(b"!"), 0, False)
+        first.connect(False)
+        wait_in_step(first)
+        wait_in_step(second)
+        wait_until(lambda: first.status()["proof"]["state"] == "proven")
+        assert suspects(first) == suspects(second) == [[0, 8192]]
+        a, b = ((tmp_path / name / "data").read_bytes() for name in "ab")
+        assert a[:4096] == b[:4096]
+        assert a[4096:8192] != b[4096:8192]
+
+
+def test_they_outlive_a_restart_and_a_promotion(tmp_path: Path) -> None:
+    with pair(tmp_path) as (first, second):
+        flip(tmp_path, "b", 0)
+        verify(first)
+        first.switch()
+        assert suspects(second) == [[0, 4096]]
+    again = serve(tmp_path / "b")
+    try:
+        assert suspects(again) == [[0, 4096]]
+        again.promote(False)
+        assert any("suspect" in warning for warning in again.status()["warnings"])
+    finally:
+        again.stop(5.0)
+
+
+def test_a_side_that_has_none_learns_them_from_the_other(tmp_path: Path) -> None:
+    with pair(tmp_path) as (first, second):
+        first.disconnect()
+        for volume, offset in ((first, 0), (second, 1 << 20)):
+            with volume._replica.books:
+                volume._replica.suspects.add([(offset, 4096)])
+            volume._replica.suspects.persist()
+        first.connect(False)
+        expected = [[0, 4096], [1 << 20, 4096]]
+        wait_until(lambda: suspects(first) == suspects(second) == expected)
+
+
+def test_the_proof_finds_what_nobody_asked_for(tmp_path: Path) -> None:
+    with pair(tmp_path) as (first, second):
+        first.write(memoryview(BLOCK), 0, False)
+        first.flush()
+        wait_until(lambda: first.status()["proof"]["state"] == "proven")
+        first.disconnect()
+        flip(tmp_path, "b", 100)
+        first.connect(False)
+        wait_in_step(first)
+        wait_until(lambda: first.status()["proof"]["state"] == "proven")
+        assert suspects(first) == suspects(second) == [[0, 4096]]
+        wait_until(lambda: first.status()["proof"]["rest_left_bytes"] == 0)
+        wait_until(lambda: second.status()["proof"]["rest_left_bytes"] == 0)
+        assert second.status()["proof"]["state"] == "proven"
+
+
+def test_the_proof_compares_what_the_log_held_first_and_the_rest_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compared: list[int] = []
+    really_compare = compare.Comparer.compare
+
+    def spy(self: compare.Comparer, offset: int, length: int) -> Any:
+        compared.append(offset >> 22)
+        return really_compare(self, offset, length)
+
+    with pair(tmp_path) as (first, second):
+        wait_until(lambda: first.status()["proof"]["rest_left_bytes"] == 0)
+        first.write(memoryview(BLOCK), 5 << 20, False)
+        first.flush()
+        first.disconnect()
+        monkeypatch.setattr(compare.Comparer, "compare", spy)
+        first.connect(False)
+        wait_in_step(first)
+        wait_in_step(second)
+        wait_until(lambda: first.status()["proof"]["rest_left_bytes"] == 0)
+        assert compared[:4] == [1] * 4
+        assert sorted(compared[4:]) == [0] * 4 + [1] * 4
+
+
+def test_what_the_peers_log_held_as_primary_is_proven_too(tmp_path: Path) -> None:
+    with pair(tmp_path) as (first, second):
+        first.write(memoryview(BLOCK), 5 << 20, False)
+        first.switch()
+        wait_until(lambda: second.status()["proof"]["state"] == "proven")
+        with first._replica.books:
+            assert 1 in first._replica.unproven.extents()
+        second.disconnect()
+        flip(tmp_path, "a", 5 << 20)
+        second.connect(False)
+        wait_in_step(second)
+        wait_until(lambda: second.status()["proof"]["state"] == "proven")
+        assert suspects(first) == suspects(second) == [[5 << 20, 4096]]
+
+
+def test_it_can_not_be_done_alone_and_twice(tmp_path: Path) -> None:
+    with pair(tmp_path) as (first, second):
+        volume = first
+        volume._command({"command": "verify", "act": "start", "rate": 1 << 20})
+        with pytest.raises(OperatorError, match="running already"):
+            volume._command({"command": "verify", "act": "start"})
+        volume._command({"command": "verify", "act": "stop"})
+        wait_until(lambda: first.status()["verify"] is None)
+        assert first.status()["last_verify"]["result"] == "stopped"
+        first.disconnect()
+        with pytest.raises(OperatorError, match="not connected"):
+            volume._command({"command": "verify", "act": "start"})
+        with pytest.raises(OperatorError, match="not primary"):
+            second._command({"command": "verify", "act": "start"})
+
+
+def test_one_that_lost_its_peer_goes_on_where_it_was(tmp_path: Path) -> None:
+    with pair(tmp_path) as (first, second):
+        flip(tmp_path, "b", 0)
+        flip(tmp_path, "b", SIZE_BYTES - 1)
+        first._command({"command": "verify", "act": "start", "rate": 1 << 20})
+        verifier = peer_of(first).verifier
+        wait_until(lambda: verifier.run is not None and verifier.run.cursor >= 2 << 20)
+        session_of(first).end("a test cuts the link")
+        wait_until(lambda: not verifier.run.active)  # type: ignore[union-attr]
+        cursor = verifier.run.cursor  # type: ignore[union-attr]
+        assert 0 < cursor < SIZE_BYTES
+        wait_in_step(first)
+        wait_in_step(second)
+        run = verify(first)
+        assert (run["resumed_bytes"], run["done_bytes"]) == (cursor, SIZE_BYTES - cursor)
+        assert (run["result"], run["differing_bytes"]) == ("differs", 8192)
+        assert first.status()["last_verify"]["checked_bytes"] == SIZE_BYTES
+        run = verify(first)
+        assert run["resumed_bytes"] == 0, "that one was whole"
+
+
+def test_restart_and_another_wish_begin_anew(tmp_path: Path) -> None:
+    with pair(tmp_path) as (first, _):
+        verifier = peer_of(first).verifier
+        for more in ({"restart": True}, {"repair": "primary"}):
+            first._command({"command": "verify", "act": "start", "rate": 1 << 20, "restart": True})
+            wait_until(lambda: verifier.run is not None and verifier.run.cursor > 0)
+            first._command({"command": "verify", "act": "stop"})
+            wait_until(lambda: not verifier.run.active)  # type: ignore[union-attr]
+            assert verify(first, **more)["resumed_bytes"] == 0
+
+
+def test_a_switch_in_the_middle_is_no_alarm(tmp_path: Path) -> None:
+    with pair(tmp_path) as (first, second):
+        first.write(memoryview(BLOCK * 64), 0, False)
+        first._command({"command": "verify", "act": "start", "rate": 4 << 20})
+        first.switch()
+        second.write(memoryview(OTHER * 64), 0, False)
+        verifier = peer_of(first).verifier
+        wait_until(lambda: not verifier.run.active)  # type: ignore[union-attr]
+        assert verify(second)["result"] == "equal"
+        assert suspects(first) == suspects(second) == []
+
+
+def test_suspects_are_read_from_disk_when_nothing_serves(tmp_path: Path) -> None:
+    with pair(tmp_path) as (first, _):
+        flip(tmp_path, "b", 0)
+        verify(first)
+    for name in "ab":
+        status = offline.status(tmp_path / name, load(tmp_path / name))
+        assert status["suspects"] == {"bytes": 4096, "ranges": [[0, 4096]], "more": False}
+        assert any("suspect" in warning for warning in status["warnings"])
