@@ -19,6 +19,7 @@ from mirror.core import layout
 from mirror.core.activity_log import ActivityLog, DamagedLog, Rebuilt
 from mirror.core.errors import DamagedRecord, ProtocolError, UnknownVersion
 from mirror.core.limits import CONTROL_BYTES_MAX, EXTENTS_PER_UNPROVEN_PAGE
+from mirror.core.wire import words
 from mirror.runtime import Lock, Runtime
 from mirror.store import Store
 
@@ -182,11 +183,14 @@ def decode_runs(value: object, extent_count: int) -> set[int]:
     if not isinstance(value, list) or len(value) > _RUNS_MAX:
         raise ProtocolError("no list of extents where those to be compared were due")
     extents: set[int] = set()
+    end = 0
     for run in value:
         if not isinstance(run, list) or len(run) != 2 or not all(type(one) is int for one in run):
             raise ProtocolError("extents to be compared that can't be read")
         first, count = run
-        if first < 0 or count < 1 or first + count > extent_count:
-            raise ProtocolError(f"extents {first} and {count - 1} more, which the volume does not have")
-        extents.update(range(first, first + count))
+        # In their order: else so many runs of the whole volume would take hours to read.
+        if first < end or count < 1 or first + count > extent_count:
+            raise ProtocolError(f"extents {words(first)} and {words(count)} from there, out of order or of the volume")
+        end = first + count
+        extents.update(range(first, end))
     return extents

@@ -17,8 +17,8 @@ GOLDEN = Path(by_docs.__file__).parent
 
 @cache
 def records(kind: str) -> list[bytes]:
-    """Golden records of a kind: superblock, log, map."""
-    return [path.read_bytes() for path in sorted(GOLDEN.glob(f"metadata-*/{kind}-*.bin"))]
+    """Golden records of a kind: superblock, log, map, suspects, unproven."""
+    return [path.read_bytes() for path in sorted(GOLDEN.glob(f"*/{kind}-*.bin"))]
 
 
 @cache

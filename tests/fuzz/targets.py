@@ -19,7 +19,7 @@ from typing import Any
 import crc32c
 
 from cli import inspect, offline
-from mirror import handshake, questions
+from mirror import driven, handshake, questions
 from mirror.core import wire
 from mirror.core.activity_log import ActivityLog, DamagedLog, Rebuilt
 from mirror.core.dirty_map import DirtyMap
@@ -28,15 +28,20 @@ from mirror.core.layout import (
     decode_log_record,
     decode_map_page,
     decode_superblock,
+    decode_suspects_page,
+    decode_unproven_page,
     encode_log_record,
     encode_map_page,
     encode_superblock,
+    encode_suspects_page,
+    encode_unproven_page,
     ring_position,
 )
 from mirror.core.limits import HEADER_BYTES, KIB, LOG_RING_RECORDS, MIB, RECORD_BYTES, REQUEST_BYTES_MAX
 from mirror.core.policy import Policies
 from mirror.core.recovery import choose_superblock
 from mirror.link import RECEIVE_BUFFER_BYTES, Stream
+from mirror.opening import open_replica
 from mirror.replica import Replica
 from mirror.runtime import Runtime
 from nbd_server import config
@@ -45,6 +50,7 @@ from nbd_server.volume import StartOptions, Volume
 from tests.fuzz import corpus
 from tests.fuzz.mutation import mutate
 from tests.golden import record
+from tests.golden.record import ALL_BLOCKS
 from tests.pair import create
 
 
@@ -111,6 +117,16 @@ def decode_page(raw: bytes) -> tuple[int, list[int]]:
     """A page at its own place."""
     index = struct.unpack_from("<Q", raw.ljust(16, b"\0"), 8)[0]
     return index, decode_map_page(raw, index)
+
+
+def decode_suspects(raw: bytes) -> tuple[int, list[int]]:
+    index = struct.unpack_from("<Q", raw.ljust(16, b"\0"), 8)[0]
+    return index, decode_suspects_page(raw, index)
+
+
+def decode_unproven(raw: bytes) -> tuple[int, tuple[int, int]]:
+    index = struct.unpack_from("<Q", raw.ljust(16, b"\0"), 8)[0]
+    return index, decode_unproven_page(raw, index)
 
 
 def make_copies(rng: random.Random) -> bytes:
@@ -254,6 +270,63 @@ def decodes_not(page: bytes) -> bool:
 
 def blocks_of(found: dict[str, Any]) -> set[int]:
     return {at for offset, length in found["dirty"] for at in range(offset, offset + length, 4096)}
+
+
+# -- the maps beside it -----------------------------------------------------------------------------------------------
+
+
+def make_side_files(rng: random.Random) -> bytes:
+    """A page of suspects and one of unproven extents, as a volume of two extents has them."""
+    return make_side_page(rng, "suspects") + make_side_page(rng, "unproven")
+
+
+def make_side_page(rng: random.Random, kind: str) -> bytes:
+    bits = rng.choice((0, 1, 3, 5, 1 << 1024, 1 << 2047, 1 << 2048, rng.getrandbits(2048)))
+    if kind == "suspects":
+        page = encode_suspects_page(0, [bits % (1 << 1024), bits >> 1024 & ALL_BLOCKS, bits >> 2048 & ALL_BLOCKS])
+    else:
+        page = encode_unproven_page(0, bits % 8, bits % 9)
+    if rng.random() < 0.5:
+        page = mutate(rng, [page]).ljust(RECORD_BYTES, b"\0")[:RECORD_BYTES]
+    return page
+
+
+def check_side_files(raw: bytes) -> None:
+    path = Path(scratch().name) / "beside"
+    path.mkdir(exist_ok=True)
+    block = decode_superblock(corpus.metadata_files()[-1][:RECORD_BYTES])
+    (path / "meta").write_bytes(corpus.metadata_files()[-1])
+    (path / "suspects").write_bytes(raw[:RECORD_BYTES])
+    (path / "unproven").write_bytes(raw[RECORD_BYTES:])
+    with (path / "data").open("wb") as file:
+        file.truncate(block.size_bytes)
+    opened, _ = open_replica(
+        Runtime(),
+        path,
+        path / "data",
+        name=block.name,
+        protocol="C",
+        log_slots=block.log_slots,
+        tracked=True,
+        memory_kept=False,
+    )
+    opened.store.close()
+    suspects, unproven = (DirtyMap(block.size_bytes) for _ in range(2))
+    try:
+        for extent, bits in enumerate(decode_suspects_page(raw[:RECORD_BYTES], 0)):
+            if bits:
+                suspects.set_bits(extent, bits)
+    except (DamagedRecord, UnknownVersion, ValueError):
+        suspects.mark_all()
+    assert list(opened.suspects.found.runs()) == list(suspects.runs()), "not what the pages say"
+    try:
+        bits = decode_unproven_page(raw[RECORD_BYTES:], 0)[0]
+    except (DamagedRecord, UnknownVersion):
+        bits = 3
+    for extent in range(2):
+        if bits >> extent & 1 or bits > 3:
+            unproven.mark_extent(extent)
+    assert set(opened.unproven.extents()) >= set(unproven.extents()), "damage made less to be compared"
 
 
 # -- volume.toml ------------------------------------------------------------------------------------------------------
@@ -482,6 +555,35 @@ def check_question(raw: bytes) -> None:
             pass
 
 
+COMPARISONS = [
+    b'{"op": "suspects_add", "extents": [[0, "f"], [1, "1"]]}',
+    b'{"op": "suspects_clear", "extents": [[1, "ff"]]}',
+    b'{"op": "suspects_get", "from_extent": 0}',
+    b'{"op": "unproven_get"}',
+    b'{"op": "proven", "runs": [[0, 1], [1, 1]]}',
+    b'{"op": "proven", "runs": "all"}',
+    b'{"op": "verify_note", "note": {"started": 1.5, "result": "equal"}}',
+    b'{"op": "proof_state", "state": "running", "left_bytes": 4096, "rest_left_bytes": null, "reason": null}',
+]
+
+
+def check_comparison(raw: bytes) -> None:
+    """What the side that compares may tell the other one."""
+    try:
+        message = wire.decode_object(raw, "a message")
+    except ProtocolError:
+        return
+    if message.get("op") not in driven.OPERATIONS:
+        return
+    try:
+        driven.Driven(replica()).answer(message)
+    except ProtocolError:
+        pass
+    found = replica().suspects.found
+    assert found.dirty_blocks == sum(found.bits(extent).bit_count() for extent in range(2)), "the suspects are damaged"
+    assert set(replica().unproven.extents()) <= {0, 1}
+
+
 # -- the control socket -----------------------------------------------------------------------------------------------
 
 LINES = [
@@ -534,6 +636,17 @@ _ROWS = (
         2000,
         20,
     ),
+    ("suspects", make_record("suspects"), check_record("suspects", decode_suspects), 64 * KIB, 1000, 20),
+    ("unproven", make_record("unproven"), check_record("unproven", decode_unproven), 64 * KIB, 1000, 20),
+    (
+        "unproven-resealed",
+        make_resealed("unproven"),
+        check_resealed(decode_unproven, lambda page: encode_unproven_page(page[0], *page[1])),
+        64 * KIB,
+        2000,
+        10,
+    ),
+    ("side-files", make_side_files, check_side_files, 4 * MIB, 1_000_000, 1),
     ("log-ring", make_ring, check_ring, 4 * MIB, 1_000_000, 5),
     ("metadata", make_metadata, check_metadata, 4 * MIB, 1_000_000, 1),
     ("volume-toml", lambda rng: mutate(rng, corpus.configurations()), check_config, CONFIG_BYTES, 2_000_000, 20),
@@ -543,6 +656,7 @@ _ROWS = (
     ("zmtp-command", make_command, check_command, 64 * KIB, 20_000, 30),
     ("hello", make_hello, check_hello, 4 * MIB, 10_000, 50),
     ("control-message", make_control, check_control, 4 * MIB, 20_000, 50),
+    ("comparison", lambda rng: mutate(rng, COMPARISONS), check_comparison, 4 * MIB, 100_000, 10),
     ("question", make_question, check_question, 4 * MIB, 20_000, 30),
     ("control-socket", lambda rng: mutate(rng, LINES), check_line, 4 * MIB, 10_000, 30),
 )

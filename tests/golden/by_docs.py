@@ -110,7 +110,13 @@ _TABLE = [_entry(byte) for byte in range(256)]
 
 # -- metadata ---------------------------------------------------------------------------------------------------------
 
-KINDS = {"NMSB": "Superblock", "NMLR": "Log record", "NMMP": "Map page"}
+KINDS = {
+    "NMSB": "Superblock",
+    "NMLR": "Log record",
+    "NMMP": "Map page",
+    "NMSU": "Suspects page",
+    "NMUP": "Unproven page",
+}
 STATES = {1: "UpToDate", 2: "Consistent", 3: "Outdated", 4: "Inconsistent", 5: "Failed"}
 ORIGINS = {1: "fresh", 2: "backing", 3: "joining", 4: "established"}
 
@@ -162,15 +168,22 @@ def log_record(raw: bytes) -> dict[str, Any]:
     return {**{name: found[name] for name in names}, "changes": changes, "rotating": rotating}
 
 
-def map_page(raw: bytes) -> dict[str, Any]:
+def map_page(raw: bytes, expected_kind: str = "Map page") -> dict[str, Any]:
     kind, found = record(raw)
-    assert kind == "Map page"
+    assert kind == expected_kind
     bitmaps = []
     for start in range(0, len(found["bitmaps"]), 128):
         bitmap = found["bitmaps"][start : start + 128]
         bits = sum(1 << block for block in range(1024) if bitmap[block // 8] >> block % 8 & 1)
         bitmaps.append(f"{bits:x}")
     return {"index": found["index"], "bitmaps": bitmaps}
+
+
+def unproven_page(raw: bytes) -> dict[str, Any]:
+    kind, found = record(raw)
+    assert kind == "Unproven page"
+    extents = [bit for bit in range(8 * len(found["bits"])) if found["bits"][bit // 8] >> bit % 8 & 1]
+    return {"index": found["index"], "cursor": found["cursor"], "extents": extents}
 
 
 def metadata(raw: bytes) -> dict[str, Any]:

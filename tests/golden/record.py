@@ -4,6 +4,7 @@ Run it once when a format's version has changed, look at what it wrote, commit i
 whatever is under tests/golden must open for ever. It leaves alone what is there already.
 
     metadata-N/   records and whole metadata files by the code whose superblock has version N
+    side-maps-N/  pages of DIR/suspects and DIR/unproven, whose versions are N
     wire-N/       messages and a recorded session by the code whose session protocol has version N
 
 Beside the bytes stands in JSON what they mean, as a reader must find it (values.json, messages.json).
@@ -25,11 +26,20 @@ from typing import Any
 from mirror import sync
 from mirror.core import layout, wire
 from mirror.core.generation import Kind
-from mirror.core.layout import LogRecord, Superblock, encode_log_record, encode_map_page, encode_superblock
+from mirror.core.layout import (
+    LogRecord,
+    Superblock,
+    encode_log_record,
+    encode_map_page,
+    encode_superblock,
+    encode_suspects_page,
+    encode_unproven_page,
+)
 from mirror.core.limits import (
     BLOCKS_PER_EXTENT,
     EXTENT_BYTES,
     EXTENTS_PER_PAGE,
+    EXTENTS_PER_UNPROVEN_PAGE,
     HISTORY_MAX,
     LOG_CHANGES_MAX,
     LOG_SLICE,
@@ -45,6 +55,7 @@ from tests.pair import SIZE_BYTES, create, free_port, pair, session_of, wait_in_
 
 HERE = Path(__file__).parent
 SUMS = "SHA256SUMS"
+SIDE_MAPS = (b"NMSU", b"NMUP")
 
 # -- records ----------------------------------------------------------------------------------------------------------
 
@@ -143,6 +154,24 @@ MAP_PAGES = {
     "some": (4, [1, 1 << 9, 1 << (BLOCKS_PER_EXTENT - 1), *[0] * (EXTENTS_PER_PAGE - 4), ALL_BLOCKS]),
     "all": (2**63, [ALL_BLOCKS] * EXTENTS_PER_PAGE),
 }
+
+
+UNPROVEN_PAGES: dict[str, tuple[int, list[int], int]] = {
+    "none": (0, [], 0),
+    "some": (0, [0, 9, EXTENTS_PER_UNPROVEN_PAGE - 1], 7),
+    "all": (2**63, list(range(EXTENTS_PER_UNPROVEN_PAGE)), 2**64 - 1),
+}
+
+
+def side_maps() -> Iterator[tuple[str, bytes, Any]]:
+    """The same of the pages of DIR/suspects and DIR/unproven."""
+    for name, (index, bitmaps) in MAP_PAGES.items():
+        meaning = {"index": index, "bitmaps": [f"{b:x}" for b in bitmaps]}
+        yield f"suspects-{name}", encode_suspects_page(index, bitmaps), meaning
+    for name, (index, extents, cursor) in UNPROVEN_PAGES.items():
+        bits = sum(1 << extent for extent in extents)
+        meaning = {"index": index, "cursor": cursor, "extents": extents}
+        yield f"unproven-{name}", encode_unproven_page(index, bits, cursor), meaning
 
 
 def records() -> Iterator[tuple[str, bytes, Any]]:
@@ -336,6 +365,14 @@ def write_metadata(directory: Path) -> None:
     write_json(directory / "values.json", values)
 
 
+def write_side_maps(directory: Path) -> None:
+    values: dict[str, Any] = {}
+    for name, raw, meaning in side_maps():
+        (directory / f"{name}.bin").write_bytes(raw)
+        values[name] = meaning
+    write_json(directory / "values.json", values)
+
+
 def write_wire(directory: Path) -> None:
     told = list(messages())
     (directory / "messages.bin").write_bytes(b"".join(raw for raw, _ in told))
@@ -360,6 +397,7 @@ def main() -> int:
     written = False
     for name, write in (
         (f"metadata-{layout.SUPERBLOCK_VERSION}", write_metadata),
+        (f"side-maps-{max(layout.VERSIONS[magic] for magic in SIDE_MAPS)}", write_side_maps),
         (f"wire-{SESSION_VERSION}", write_wire),
     ):
         directory = HERE / name

@@ -12,7 +12,13 @@ import pytest
 from mirror import handshake
 from mirror.core import layout, wire
 from mirror.core.errors import ProtocolError, UnknownVersion
-from mirror.core.layout import decode_log_record, decode_map_page, decode_superblock
+from mirror.core.layout import (
+    decode_log_record,
+    decode_map_page,
+    decode_superblock,
+    decode_suspects_page,
+    decode_unproven_page,
+)
 from mirror.core.limits import BLOCK_BYTES, EXTENTS_PER_PAGE, RECORD_BYTES
 from mirror.core.wire import Flag
 from tests.golden import by_docs, record
@@ -20,6 +26,7 @@ from tests.golden import by_docs, record
 HERE = Path(__file__).parent
 DIRECTORIES = sorted(path.parent for path in HERE.glob("*/SHA256SUMS"))
 METADATA = [path for path in DIRECTORIES if path.name.startswith("metadata-")]
+SIDE_MAPS = [path for path in DIRECTORIES if path.name.startswith("side-maps-")]
 WIRES = [path for path in DIRECTORIES if path.name.startswith("wire-")]
 
 
@@ -28,7 +35,7 @@ def values(directory: Path) -> dict[str, Any]:
     return found
 
 
-RECORDS = [path for directory in METADATA for path in sorted(directory.glob("*.bin"))]
+RECORDS = [path for directory in (*METADATA, *SIDE_MAPS) for path in sorted(directory.glob("*.bin"))]
 FILES = [path for directory in METADATA for path in sorted(directory.glob("meta-*.gz"))]
 by_path = {"ids": lambda path: f"{path.parent.name}/{path.name}"}
 
@@ -80,6 +87,14 @@ def test_a_golden_record_is_read(path: Path) -> None:
             bitmaps = [int(bits, 16) for bits in expected["bitmaps"]]
             assert decode_map_page(raw, expected["index"]) == bitmaps
             assert by_docs.map_page(raw) == expected
+        case "suspects":
+            bitmaps = [int(bits, 16) for bits in expected["bitmaps"]]
+            assert decode_suspects_page(raw, expected["index"]) == bitmaps
+            assert by_docs.map_page(raw, "Suspects page") == expected
+        case "unproven":
+            bits = sum(1 << extent for extent in expected["extents"])
+            assert decode_unproven_page(raw, expected["index"]) == (bits, expected["cursor"])
+            assert by_docs.unproven_page(raw) == expected
         case other:
             pytest.fail(f"a record of kind {other}")
 
@@ -89,6 +104,13 @@ def test_what_is_written_now_is_what_was_recorded_for_this_version() -> None:
     for name, raw, meaning in record.records():
         assert (directory / f"{name}.bin").read_bytes() == raw, name
         assert values(directory)[name] == json.loads(json.dumps(meaning))
+
+
+def test_side_maps_are_written_now_as_they_were_recorded_for_this_version() -> None:
+    directory = HERE / f"side-maps-{max(layout.VERSIONS[magic] for magic in record.SIDE_MAPS)}"
+    for name, raw, meaning in record.side_maps():
+        assert (directory / f"{name}.bin").read_bytes() == raw, name
+        assert values(directory)[name] == meaning
 
 
 # -- whole metadata files ---------------------------------------------------------------------------------------------

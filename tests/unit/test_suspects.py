@@ -248,7 +248,18 @@ def test_runs_on_the_wire() -> None:
     assert encode_runs([1, 2, 3, 7]) == [[1, 3], [7, 1]]
     assert decode_runs([[1, 3], [7, 1]], 8) == {1, 2, 3, 7}
     assert decode_runs("all", 3) == {0, 1, 2}
-    for wrong in (None, [[1]], [[-1, 2]], [[7, 2]], [[0, 0]], [["0", 1]], [[True, 1]], "some"):
+    for wrong in (
+        None,
+        [[1]],
+        [[-1, 2]],
+        [[7, 2]],
+        [[0, 0]],
+        [["0", 1]],
+        [[True, 1]],
+        [[0, 2], [1, 2]],
+        [[3, 1], [0, 1]],
+        "some",
+    ):
         with pytest.raises(ProtocolError):
             decode_runs(wrong, 8)
 
