@@ -8,6 +8,8 @@ mount -t proc proc /proc
 mount -t sysfs sysfs /sys
 mount -t tmpfs tmpfs /run
 mount -t tmpfs tmpfs /mnt
+# nbdkit reserves 192 MiB that it never touches; a guest with hardly more memory may refuse that and kill it.
+echo 1 >/proc/sys/vm/overcommit_memory
 insmod "/usr/lib/uml/modules/$(uname -r)/kernel/drivers/block/nbd.ko"
 ip link set lo up
 ip addr add "$guest_address" dev vec0
