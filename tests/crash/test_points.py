@@ -4,13 +4,15 @@ One pair goes through all points of a group. `make test` has each point once, `m
 kind of death and protocol.
 """
 
+import functools
+import importlib
 import random
 from pathlib import Path
 
 import pytest
 
 from tests.crash.deaths import command_and_die
-from tests.crash.points import GROUPS
+from tests.crash.points import GROUPS, POINTS
 from tests.crash.stage import Scenario, Stage
 from tests.integration.cluster import Cluster, nbdmirror
 
@@ -58,6 +60,14 @@ def chains() -> list[object]:
                 marks = () if short else (pytest.mark.long,)
                 found.append(pytest.param(group, protocol, turn, id=f"{group}-{protocol}-{turn}", marks=marks))
     return found
+
+
+def test_every_point_names_a_function() -> None:
+    """Who renames a function finds its crash point here, and not by a process that never dies."""
+    for point in POINTS.values():
+        for target in filter(None, (point.function, point.inside)):
+            module, _, path = target.partition(":")
+            assert callable(functools.reduce(getattr, path.split("."), importlib.import_module(module))), target
 
 
 @pytest.mark.timeout(180)
