@@ -418,6 +418,8 @@ def _environment() -> dict[str, str]:
         "LISTEN_FDS": "1",
         PARENT_FD_VARIABLE: str(CHILD_CHANNEL),
         "PYTHONPATH": os.pathsep.join(paths),
+        # A virtual environment ignores what stands in the user's home; nbdkit's Python would run it.
+        "PYTHONNOUSERSITE": "1",
         # Each of many threads would otherwise get a heap of its own, which is never given back.
         "MALLOC_ARENA_MAX": os.environ.get("MALLOC_ARENA_MAX", "2"),
     }

@@ -5,6 +5,7 @@ import signal
 import socket
 import stat
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -201,6 +202,17 @@ def test_no_usable_nbdkit_is_said(cluster: Cluster, tmp_path: Path) -> None:
     for words in (str(old), "1.32.5", "1.42", "make setup"):
         assert words in too_old
     assert "ended with exit status 3 before the volume was ready" in serve(NBDMIRROR_NBDKIT=broken(tmp_path))
+
+
+def test_nothing_of_the_users_own_runs_in_the_server(cluster: Cluster, tmp_path: Path) -> None:
+    packages = tmp_path / f"lib/python{sys.version_info[0]}.{sys.version_info[1]}/site-packages"
+    packages.mkdir(parents=True)
+    trace = tmp_path / "trace"
+    (packages / "usercustomize.py").write_text(f"open({str(trace)!r}, 'w').close()\n")
+    a = cluster.standalone()
+    a.runs_under("env", f"PYTHONUSERBASE={tmp_path}")
+    a.serve()
+    assert not trace.exists()
 
 
 def run_words(replica: Replica) -> list[str]:
