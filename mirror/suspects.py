@@ -99,6 +99,12 @@ class Suspects:
         self._written.clear_all()
         self._flushing.clear_all()
 
+    def grow(self, size_bytes: int) -> None:
+        """The volume has become larger, and the file has room for it (Store.grow_maps)."""
+        self.found, self.rewritten, self._written, self._flushing = (
+            _grown(one, size_bytes) for one in (self.found, self.rewritten, self._written, self._flushing)
+        )
+
     def persist(self) -> None:
         """Make durable what is suspect now. Raises DeviceError."""
         with self._lock:
@@ -131,6 +137,13 @@ class Suspects:
         extents = [extent for extent in self.found.extents() if extent >= from_extent]
         some = extents[:MAP_EXTENTS_SENT_MAX]
         return encode_extents(self.found, some), extents[len(some)] if len(some) < len(extents) else None
+
+
+def _grown(blocks: DirtyMap, size_bytes: int) -> DirtyMap:
+    grown = DirtyMap(size_bytes)
+    for extent in blocks.extents():
+        grown.set_bits(extent, blocks.bits(extent))
+    return grown
 
 
 def encode_extents(blocks: DirtyMap, extents: Iterable[int]) -> list[list[object]]:

@@ -90,6 +90,7 @@ class Unproven:
         self._held.difference_update(extents)
 
     def grow(self, extent_count: int) -> None:
+        """The volume has become larger, and the file has room for it (Store.grow_maps)."""
         self.extent_count = extent_count
 
     # On disk

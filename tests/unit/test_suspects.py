@@ -160,12 +160,16 @@ def test_maps_grow_with_blank_pages_and_may_be_grown_again(directory: Path) -> N
     larger = 4 * SIZE_BYTES
     for _ in range(2):
         store.grow_maps(larger)
+    # A live replica: from now on its new blocks may be suspect, too.
+    suspects.grow(larger)
+    suspects.add([(larger - BLOCK_BYTES, BLOCK_BYTES)])
+    suspects.persist()
     store.close()
     runtime = Runtime()
     os.truncate(directory / DATA_NAME, larger)
     store = Store.open(directory, directory / DATA_NAME, larger, runtime)
     suspects, notes = open_suspects(runtime, store, runtime.lock(), larger)
-    assert (found(suspects), notes) == ([(0, 4096)], [])
+    assert (found(suspects), notes) == ([(0, 4096), (larger - BLOCK_BYTES, BLOCK_BYTES)], [])
     store.close()
 
 
