@@ -26,6 +26,7 @@ def of_server(
     known = replica.superblock
     session = peer.session if peer is not None else None
     connected = session is not None and not session.ended
+    compared = peer.verifier.status() if peer is not None else {"proof": None, "verify": None}
     with replica.books:
         dirty_bytes = replica.dirty.dirty_bytes
         suspects = replica.suspects.status()
@@ -51,9 +52,7 @@ def of_server(
         "resync": _resync(peer),
         "last_resync": last_resync(known.last_resync),
         "suspects": suspects,
-        "proof": None,
-        "verify": None,
-        **(peer.verifier.status() if peer is not None else {}),
+        **compared,
         "last_verify": last_verify(known.last_verify, connected),
         "activity_log": activity_log,
         "io": primary.trace.counters(),
@@ -62,6 +61,7 @@ def of_server(
         "warnings": [
             *notes,
             *suspects_warning(suspects),
+            *_proof_warnings(compared["proof"]),
             *_disk_warnings(replica, primary),
             *_peer_warnings(config, replica, peer),
         ],
@@ -88,6 +88,12 @@ def last_verify(record: Mapping[str, Any] | None, running: bool) -> dict[str, An
         "ended": iso_time(record["ended"]) if record.get("ended") else None,
         "result": result,
     }
+
+
+def _proof_warnings(proof: Mapping[str, Any] | None) -> list[str]:
+    if proof is None or proof["state"] != "failed":
+        return []
+    return [f"the copies could not be compared after the last handshake: {proof['reason']}"]
 
 
 def suspects_warning(suspects: Mapping[str, Any]) -> list[str]:
