@@ -198,7 +198,11 @@ class Peer:
                 delay_s = 0.0
                 self._clean_up()
             elif closing:
-                return
+                # A handshake that was under way may still end in a session: nobody else would end it.
+                with self._handshake:
+                    if self.session is None:
+                        return
+                self.end("this replica stops")
             elif self._dial():
                 delay_s = 0.0
             else:
@@ -370,6 +374,9 @@ class Peer:
             talk.refuse("this replica is busy with another handshake")
             return
         try:
+            if self._closing:
+                talk.refuse("this replica stops")
+                return
             if self.session is not None:
                 talk.refuse("the former session is not drained yet")
                 return
