@@ -30,7 +30,8 @@ def test_files_are_private_and_sparse_data_is_complete(tmp_path: Path) -> None:
     replica = tmp_path / "a"
     assert create(replica, size="64M").returncode == 0
     modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in [replica, *replica.iterdir()]}
-    assert modes == {"a": 0o700, "data": 0o600, "meta": 0o600, "volume.toml": 0o600}
+    files = ("data", "meta", "suspects", "unproven", "volume.toml")
+    assert modes == {"a": 0o700, **dict.fromkeys(files, 0o600)}
     data, metadata = (replica / "data").stat(), (replica / "meta").stat()
     assert (data.st_size, data.st_blocks) == (64 * MIB, 0)
     assert metadata.st_blocks * 512 >= metadata.st_size, "metadata is allocated in full"
