@@ -17,16 +17,17 @@ from cli.create import Wish, _first_superblock
 from mirror.core import layout, recovery
 from mirror.core.errors import MirrorError
 from mirror.core.layout import Superblock
+from mirror.core.policy import Policy
 from mirror.core.states import Role
 from mirror.store import create_replica_files
 from nbd_server.config import Address, Config
 from nbd_server.volume import StartOptions, Volume
 from tests.sim.disk import Disk, File, OsModule
 from tests.sim.network import Links, SelectModule, SocketModule
+from tests.sim.plan import NAMES, Plan
 from tests.sim.scheduler import Process, Runtime, Scheduler
 
 assert small.SMALL
-NAMES = ("n0", "n1")
 # Fewer heartbeats make a second of virtual time cheaper, and change nothing that is tested.
 HEARTBEATS_PER_TIMEOUT = 4
 
@@ -34,14 +35,14 @@ HEARTBEATS_PER_TIMEOUT = 4
 class World:
     """One life's machines, links and clock; everything in it is drawn from one seed."""
 
-    def __init__(self, seed: int, size_bytes: int, protocol: str, log_slots: int, preempt: float) -> None:
-        self.scheduler = Scheduler(seed, preempt)
+    def __init__(self, plan: Plan, size_bytes: int) -> None:
+        self.scheduler = Scheduler(plan.seed, plan.preempt)
         self.links = Links(self.scheduler)
         self.size_bytes = size_bytes
-        self.protocol = protocol
+        self.protocol = plan.protocol
         self.timeline: list[str] = []
         self.violations: list[tuple[str, str]] = []
-        self.machines = {name: Machine(self, name, log_slots) for name in NAMES}
+        self.machines = {name: Machine(self, name, plan) for name in NAMES}
         self.os = OsModule(self.scheduler, lambda path: self.machines[path.split("/")[1]].disk)
         self._logs = _Log(self)
         self.links.on_gap = lambda connection: self.violate(
@@ -106,7 +107,7 @@ class _Log(logging.Handler):
 class Machine:
     """A computer with a disk, and the process that serves its replica, if one does."""
 
-    def __init__(self, world: World, name: str, log_slots: int) -> None:
+    def __init__(self, world: World, name: str, plan: Plan) -> None:
         self.world = world
         self.name = name
         self.directory = Path(f"/{name}")
@@ -128,7 +129,9 @@ class Machine:
             peer_timeout_s=1.0,
             wait_for_peer_s=0.5,
             disk_timeout_s=3.0,
-            activity_log_extents=log_slots,
+            activity_log_extents=plan.log_slots,
+            split_brain_no_primary=Policy(plan.policies[0]),
+            split_brain_one_primary=Policy(plan.policies[1]),
         )
 
     # Files

@@ -11,7 +11,7 @@ from collections import deque
 from dataclasses import dataclass
 from typing import Any
 
-from tests.sim.cluster import NAMES, Machine, World  # isort: skip  the limits come before the product
+from tests.sim.cluster import Machine, World  # isort: skip  the limits come before the product
 
 from mirror.core.errors import ConnectionCut, MirrorError, NotPrimary
 from mirror.core.states import DiskState
@@ -19,7 +19,7 @@ from nbd_server.volume import Volume
 from tests.sim.disk import SECTOR_BYTES
 from tests.sim.history import Operation, Reign
 from tests.sim.network import drop, flip_a_bit, stray
-from tests.sim.plan import SIZE_BYTES, ClientOperation, Event, Plan
+from tests.sim.plan import NAMES, SIZE_BYTES, ClientOperation, Event, Plan
 from tests.sim.runbook import Runbook
 from tests.sim.scheduler import Process, Stuck
 from tests.sim.truth import Held, Truth, pattern, tags_of
@@ -42,7 +42,7 @@ class Life:
 
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
-        self.world = World(plan.seed, SIZE_BYTES, plan.protocol, plan.log_slots, plan.preempt)
+        self.world = World(plan, SIZE_BYTES)
         self.world.install()
         self.scheduler = self.world.scheduler
         self.truth = Truth(self.world)
@@ -75,6 +75,7 @@ class Life:
                 self._put_right()
             if not world.violations:
                 self.truth.check_history()
+            assert self.truth.history.unchecked == 0, "a search was given up: make its life smaller"
             for task, error in self.scheduler.failures[:1]:
                 if not world.violations:
                     world.violate("no-crash", f"{task} died of {type(error).__name__}: {error}")
@@ -166,6 +167,8 @@ class Life:
             raise
         except (MirrorError, NotPrimary) as error:
             operation.fail(truth.now())
+            if operation.writes:
+                truth.failed_change(held, operation)
             world.note(name, f"  {what}: failed: {error}")
             return
         finally:

@@ -49,7 +49,16 @@ class Plan:
     operations: tuple[ClientOperation, ...]
     events: tuple[Event, ...]
     join_at_start: bool
+    # Names of the split-brain policies with none and with one primary.
+    policies: tuple[str, str]
 
+
+# The first one is the default.
+POLICIES = (
+    ("refuse", "refuse"),
+    ("discard-zero-changes", "discard-zero-changes"),
+    ("discard-least-changes", "discard-secondary"),
+)
 
 # What can happen, and how often beside the others.
 EVENTS = {
@@ -95,6 +104,7 @@ def draw_plan(seed: int, wanted: tuple[str, ...] = (), protocols: str = "CCCCCCB
         ),
         events=tuple(sorted(events, key=lambda event: event.at_s)),
         join_at_start=draw.random() < 0.1,
+        policies=draw.choice(POLICIES) if draw.random() < 0.3 else POLICIES[0],
     )
 
 

@@ -17,7 +17,7 @@ from tests.sim.cluster import Machine, World  # isort: skip  the limits come bef
 from mirror.core import layout
 from mirror.core.activity_log import ActivityLog, DamagedLog
 from mirror.core.errors import DamagedRecord
-from mirror.core.generation import Kind
+from mirror.core.generation import POLICY_RULES, Kind
 from mirror.core.layout import Superblock
 from mirror.core.limits import EXTENT_BYTES, LOG_RING_RECORDS, RECORD_BYTES
 from mirror.core.states import LEFT_BEHIND, DiskState
@@ -88,8 +88,10 @@ class Truth:
         self._clock = count(1)
         self.history = History(world.size_bytes // SECTOR_BYTES)
         self.held = {name: Held(machine) for name, machine in world.machines.items()}
-        # All that was ever answered by one replica alone, by reign.
+        # All that was ever answered by one replica alone, by reign; with an error, by the negative of its number.
         self.answered_alone: dict[int, int] = {}
+        # Of these reigns some was a change, not only a read or a flush.
+        self.changed_alone: set[int] = set()
         # Reigns whose primary drained and flushed everything before it ceased to be one.
         self.ended_in_order: set[int] = set()
         for held in self.held.values():
@@ -267,13 +269,18 @@ class Truth:
             return
         if now.disk is DiskState.INCONSISTENT and before.disk is not DiskState.INCONSISTENT:
             held.source = other
-            ahead = {key: value for key, value in held.has.items() if value > other.has.get(key, 0)}
-            if ahead and not held.discard_allowed and before.kind is not Kind.JOINING:
+            ahead = {key: value for key, value in held.has.items() if key > 0 and value > other.has.get(key, 0)}
+            if ahead and not self._discards(held, set(ahead)) and before.kind is not Kind.JOINING:
                 self.world.violate(
                     "split-brain-found",
                     f"{held.name} is about to be overwritten by {other.name}, and it alone holds acknowledged changes",
                 )
-            if other.forgot and not held.forgot and held.has == other.has and held.reign is other.reign is not None:
+            if (
+                other.forgot
+                and not held.forgot
+                and _same(held.has, other.has)
+                and held.reign is other.reign is not None
+            ):
                 sound = before.disk is DiskState.UP_TO_DATE and not held.discard_allowed
                 if sound and not other.machine.is_primary and known_equal(held, other):
                     self.world.violate(
@@ -288,6 +295,15 @@ class Truth:
         if in_step and volume is not None and volume._primary.session is not None:
             self._equal(held, other)
 
+    def _discards(self, held: Held, reigns: set[int]) -> bool:
+        """Whether somebody said that what this replica alone holds of these reigns shall go."""
+        volume = held.machine.volume
+        outcome = volume._peer.outcome if volume is not None and volume._peer is not None else None
+        rule = outcome.rule if outcome is not None else ""
+        if rule.startswith("policy-discard-zero"):
+            return not reigns & self.changed_alone
+        return held.discard_allowed or rule.startswith(POLICY_RULES)
+
     def _take(self, target: Held, source: Held) -> None:
         """The target has all that the source has."""
         target.reign, target.loss, target.has = source.reign, source.loss, dict(source.has)
@@ -301,7 +317,7 @@ class Truth:
         """Both say that they are in step."""
         if other.known is None or other.known.disk is not DiskState.UP_TO_DATE:
             return
-        if one.has == other.has:
+        if _same(one.has, other.has):
             one.forgot = other.forgot = False
             one.loss = other.loss = min(one.loss, other.loss, key=LOSSES.index)
             if one.reign is not other.reign:
@@ -375,8 +391,19 @@ class Truth:
         self._count_alone(held, held.serving)
 
     def _count_alone(self, held: Held, reign: Reign) -> None:
-        self.answered_alone[reign.number] = self.answered_alone.get(reign.number, 0) + 1
-        held.has[reign.number] = self.answered_alone[reign.number]
+        self._count(held, reign.number)
+
+    def failed_change(self, held: Held, operation: Operation) -> None:
+        """Answered with an error: it may be seen here, and nobody was promised that it stays."""
+        other = self.other(held)
+        if held.serving is not None and not all(
+            self._reached(other, sector, operation.tag, operation.call_time) for sector in operation.sectors
+        ):
+            self._count(held, -held.serving.number)
+
+    def _count(self, held: Held, key: int) -> None:
+        self.answered_alone[key] = self.answered_alone.get(key, 0) + 1
+        held.has[key] = self.answered_alone[key]
 
     def answered_change(self, held: Held, operation: Operation, started: int) -> None:
         """A write, zero or trim was answered well."""
@@ -406,6 +433,8 @@ class Truth:
             )
             return
         self._alone(held, f"write {operation.tag}")
+        if held.serving is not None:
+            self.changed_alone.add(held.serving.number)
         self._check_fua(held, operation)
 
     def _reached(self, held: Held, sector: int, tag: int, started: int) -> bool:
@@ -475,6 +504,11 @@ class Truth:
         for violation in self.history.check():
             self.world.violate(violation.invariant, str(violation))
             return
+
+
+def _same(one: dict[int, int], other: dict[int, int]) -> bool:
+    """Whether neither lacks anything that was acknowledged."""
+    return all(one.get(key, 0) == other.get(key, 0) for key in {*one, *other} if key > 0)
 
 
 def known_equal(one: Held, other: Held) -> bool:
