@@ -536,25 +536,34 @@ class Volume:
             raise OperatorError(f"unknown request {operation!r}", remedy="run the same release on both nodes")
         return None
 
-    def _let_peer_promote(self, session: Session) -> None:
-        # Both are asked to promote at once: each holds its own role lock and both are refused, which is safe.
+    @contextlib.contextmanager
+    def _roles_at_rest(self) -> Iterator[None]:
+        """Nothing here changes a role or leaves the peer meanwhile. Raises OperatorError when something does.
+
+        Asked for by both sides at once, each holds its own lock and both are refused, which is safe.
+        """
         if not self._role_lock.acquire(timeout=0.2):
             raise OperatorError("the peer is changing its role itself", remedy="try again")
         try:
-            if self._replica.role is Role.PRIMARY:
-                raise OperatorError("the peer is primary", remedy="`nbdmirror switch` hands over")
-            session.peer = dataclasses.replace(session.peer, role=Role.PRIMARY)
+            yield
         finally:
             self._role_lock.release()
 
+    def _let_peer_promote(self, session: Session) -> None:
+        with self._roles_at_rest():
+            if self._replica.role is Role.PRIMARY:
+                raise OperatorError("the peer is primary", remedy="`nbdmirror switch` hands over")
+            session.peer = dataclasses.replace(session.peer, role=Role.PRIMARY)
+
     def _take_over(self, session: Session) -> None:
         replica = self._replica
-        if session.ended or replica.failed or replica.superblock.disk is not DiskState.UP_TO_DATE:
-            raise OperatorError("the peer's disk is not UpToDate", remedy="wait until it is")
-        replica.flush()
-        replica.update(primary=True, clean=False)
-        session.peer = dataclasses.replace(session.peer, role=Role.SECONDARY)
-        self._serve_as_primary()
+        with self._roles_at_rest():
+            if session.ended or replica.failed or replica.superblock.disk is not DiskState.UP_TO_DATE:
+                raise OperatorError("the peer's disk is not UpToDate", remedy="wait until it is")
+            replica.flush()
+            replica.update(primary=True, clean=False)
+            session.peer = dataclasses.replace(session.peer, role=Role.SECONDARY)
+            self._serve_as_primary()
 
     def _switch_for_peer(self, session: Session) -> None:
         try:

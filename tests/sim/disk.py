@@ -18,7 +18,7 @@ from tests.sim.scheduler import Process, Scheduler
 PAGE_BYTES = 4096
 SECTOR_BYTES = 512
 # Small limits make small records: they are torn in smaller units, or each would stand in one sector.
-RECORD_UNIT_BYTES = 16
+RECORD_UNIT_BYTES = 8
 ZERO_PAGE = bytes(PAGE_BYTES)
 KEEP_SIZE, PUNCH_HOLE, ZERO_RANGE = 0x01, 0x02, 0x10
 # None: a hole, which reads as zeroes.
@@ -83,13 +83,19 @@ class File:
             del self.versions[index]
         return True
 
+    def flip_a_bit(self, index: int) -> None:
+        page = bytearray(self.page(index))
+        random = self.disk.scheduler.random
+        page[random.randrange(PAGE_BYTES)] ^= 1 << random.randrange(8)
+        self.cached[index] = self.durable[index] = bytes(page)
+
     def power_cut(self) -> None:
         random = self.disk.scheduler.random
         for index, versions in self.versions.items():
             choices = [self.durable.get(index), *(page for _, page in versions)]
             page = random.choice(choices)
-            if random.random() < 0.3:
-                other = random.choice(choices) or ZERO_PAGE
+            if random.random() < 0.5:
+                page, other = choices[-1], choices[-2] or ZERO_PAGE
                 mixed = bytearray(page or ZERO_PAGE)
                 unit = SECTOR_BYTES if self.name.endswith("/data") else RECORD_UNIT_BYTES
                 for start in range(0, PAGE_BYTES, unit):

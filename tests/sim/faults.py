@@ -157,7 +157,7 @@ FAULTS = (
     _fault(
         "torn record taken as good",
         ("mirror.core.layout:_check", "crc32c.crc32c(body) != _CHECKSUM.unpack_from(raw, _BODY_BYTES)[0]", "False"),
-        events=("power", "power-both", "slow-disk"),
+        events=("power", "power-both", "slow-disk", "kill-nbdkit", "reset"),
     ),
     _fault(
         "unstable writes not marked after a lost link",
@@ -232,6 +232,17 @@ FAULTS = (
         "a crashed primary forgets its log",
         ("mirror.opening:_mark", "dirty.mark_extent(extent)", "pass"),
         events=("power", "kill"),
+    ),
+    _fault(
+        "a suspect block consumed by resync",
+        (
+            "mirror.sync:SyncSource._next",
+            "run = self._replica.dirty.next_run(",
+            "self._replica.dirty.merge(self._replica.suspects.found);"
+            " self._replica.suspects.clear(list(self._replica.suspects.found.runs()));"
+            " run = self._replica.dirty.next_run(",
+        ),
+        events=("flip", "verify", "reset"),
     ),
     _fault(
         "an Inconsistent copy promoted",

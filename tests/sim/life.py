@@ -108,6 +108,7 @@ class Life:
                 self.at_work[machine.name] = 0
                 for index in range(self.plan.workers):
                     self.scheduler.spawn(machine.process, f"worker-{index}", self._work, held, held.serving)
+        self.truth.note_suspects()
         self.scheduler.at(0.01, self._tick)
 
     def _work(self, held: Held, reign: Reign) -> None:
@@ -182,7 +183,10 @@ class Life:
         self, held: Held, wanted: ClientOperation, operation: Operation, values: list[int], what: str
     ) -> None:
         truth, world = self.truth, self.world
-        operation.answer(truth.now(), values if wanted.kind == "read" else None)
+        if wanted.kind == "read" and truth.touches_flipped(operation.sectors):
+            operation.fail(truth.now())
+        else:
+            operation.answer(truth.now(), values if wanted.kind == "read" else None)
         world.note(held.name, f"  {what} = {_short(values)}" if wanted.kind == "read" else f"  {what} ok")
         if wanted.kind == "flush":
             truth.answered_flush(held)
@@ -299,6 +303,20 @@ class Life:
 
     def _slow_link(self, _machine: Machine, number: float) -> None:
         self.world.links.latency_s = 0.002 + number / 100
+
+    def _flip(self, machine: Machine, _number: float) -> None:
+        """A bit of the secondary's data changes, and no checksum of the disk tells."""
+        if machine.volume is None or machine.is_primary:
+            return
+        pages = [page for page, content in machine.data.cached.items() if content and machine.data.stable(page)]
+        if pages:
+            page = self.scheduler.random.choice(sorted(pages))
+            machine.data.flip_a_bit(page)
+            self.truth.flipped.add(page)
+            self.world.note(machine.name, f"block {page} has a flipped bit")
+
+    def _verify(self, machine: Machine, _number: float) -> None:
+        machine.run("verify", lambda volume: volume._command({"command": "verify", "act": "start"}))
 
     def _fail_flush(self, machine: Machine, _number: float) -> None:
         machine.disk.failing["flush"] = 1

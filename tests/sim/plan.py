@@ -66,6 +66,7 @@ EVENTS = {
     "cut": 6, "cut-one-way": 3, "heal": 6, "drop": 6, "corrupt": 3, "stall": 4, "stray": 1, "reset": 3, "slow-link": 1,
     "fail-flush": 1, "fail-write": 1, "fail-read": 1, "full": 1, "stall-disk": 2, "slow-disk": 1, "stick-write": 2,
     "promote": 4, "force-promote": 2, "demote": 3, "switch": 4, "disconnect": 2, "connect": 3, "replace": 1,
+    "flip": 1, "verify": 1,
 }  # fmt: skip
 
 
@@ -79,12 +80,12 @@ def draw_plan(seed: int, wanted: tuple[str, ...] = (), protocols: str = "CCCCCCB
     count = 150 if narrow else draw.choice((40, 80, 120))
     operations = [_draw_operation(draw, places) for _ in range(count)]
     length_s = draw.choice((1.0,) if narrow else (1.5, 4.0, 8.0))
-    eventful = draw.choice((1, 3, 6, 12))
+    eventful = draw.choice((4, 8, 12) if wanted else (1, 3, 6, 12))
     kinds = list(EVENTS)
     events = [
         Event(
             draw.uniform(0.05, length_s),
-            draw.choice(wanted) if wanted and draw.random() < 0.6 else draw.choices(kinds, list(EVENTS.values()))[0],
+            draw.choice(wanted) if wanted and draw.random() < 0.8 else draw.choices(kinds, list(EVENTS.values()))[0],
             draw.choice(NAMES),
             draw.choice((0.01, 0.1, 0.5, 1.5, 4.0)) * draw.uniform(0.5, 1.0),
         )

@@ -1,5 +1,6 @@
 """The operator: what the runbook says until both replicas are in step again, and the last reading of everything."""
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from tests.sim.cluster import Machine  # isort: skip  the limits come before the product
@@ -12,6 +13,8 @@ if TYPE_CHECKING:
     from tests.sim.life import Life
 
 # A copy that a replacement may join.
+# Within this time all of a volume that small is compared.
+PROOF_S = 30.0
 SOUND = (DiskState.UP_TO_DATE, DiskState.OUTDATED)
 # The better its own copy, the sooner a replica is promoted.
 RANKS = (
@@ -55,7 +58,9 @@ class Runbook:
                 continue
             self._read_everything()
             if not world.violations and self._settled():
+                self._compare_everything()
                 self.truth.check_equal()
+                self.truth.check_suspects()
             self.life.finished = True
             return
 
@@ -207,6 +212,35 @@ class Runbook:
                 self._decide(*self.world.machines.values())
         if waited_s >= 30.0:
             self.world.violate("no-deadlock", f"the last reads from {primary.name} do not end. " + self.why_stuck())
+
+    def _compare_everything(self) -> None:
+        """Wait for the proof, and for a verify of everything where a bit was flipped behind it."""
+        failed: list[bool] = []
+
+        def proven(status: Any) -> bool:
+            if status["state"] == "failed":
+                # A read error of before: the operator has everything compared.
+                failed.append(True)
+            return bool(failed) or (status["state"] == "proven" and not status["rest_left_bytes"])
+
+        self._await("proof", proven)
+        if (self.truth.flipped or failed) and not self.world.violations:
+            primary = next(machine for machine in self.world.machines.values() if machine.is_primary)
+            self._act(primary, "verify", lambda volume: volume._command({"command": "verify", "act": "start"}))
+            self._await("verify", lambda status: status is None)
+
+    def _await(self, key: str, done: Callable[[Any], bool]) -> None:
+        waited_s = 0.0
+        status: Any = None
+        while waited_s < PROOF_S and not self.world.violations:
+            primary = next((machine for machine in self.world.machines.values() if machine.is_primary), None)
+            if primary is not None and primary.volume is not None:
+                status = primary.volume.status()[key]
+                if done(status):
+                    return
+            self.scheduler.elapse(0.1)
+            waited_s += 0.1
+        self.world.violate("proof", f"no end of {key} after {PROOF_S:g} virtual seconds: {status}")
 
     def why_stuck(self) -> str:
         lines = ["not in step again, though nothing is broken"]

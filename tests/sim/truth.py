@@ -92,6 +92,11 @@ class Truth:
         self.answered_alone: dict[int, int] = {}
         # Of these reigns some was a change, not only a read or a flush.
         self.changed_alone: set[int] = set()
+        # Blocks in which a bit was flipped behind everybody's back: what they hold proves nothing any more.
+        self.flipped: set[int] = set()
+        # When each block was first seen among the suspects of a replica, and when it was last written whole.
+        self.suspected: dict[int, int] = {}
+        self.written_whole: dict[int, int] = {}
         # Reigns whose primary drained and flushed everything before it ceased to be one.
         self.ended_in_order: set[int] = set()
         for held in self.held.values():
@@ -156,11 +161,19 @@ class Truth:
         if task.name.startswith("resync-apply"):
             if known.disk not in (DiskState.INCONSISTENT, DiskState.FAILED):
                 self.world.violate("inconsistent-first", f"a resync writes to {held.name}, which is {known.disk.value}")
+            self._check_no_suspect(held, range(offset // PAGE_BYTES, (offset + length - 1) // PAGE_BYTES + 1))
         elif task.name.startswith(("worker", "apply")):
             source = held if task.name.startswith("worker") else self.other(held)
             self._check_logged(
                 source, held, extents, range(offset // PAGE_BYTES, (offset + length - 1) // PAGE_BYTES + 1)
             )
+
+    def _check_no_suspect(self, target: Held, pages: range) -> None:
+        """A resync writes what is dirty, and no block only because it is suspect (invariant suspect-is-not-dirty)."""
+        dirty = self.other(target).durable_dirty
+        for page in pages:
+            if page in self.suspected and not dirty.get(page // PAGES_PER_EXTENT, 0) >> (page % PAGES_PER_EXTENT) & 1:
+                self.world.violate("suspect-is-not-dirty", f"a resync overwrites suspect block {page} of {target.name}")
 
     def _check_logged(self, primary: Held, held: Held, extents: range, pages: range) -> None:
         """log-before-write: what lands anywhere is named by the primary's durable log."""
@@ -236,7 +249,7 @@ class Truth:
                 continue
             bits = held.durable_dirty.get(extent, 0) | other.durable_dirty.get(extent, 0)
             for page in range(extent * PAGES_PER_EXTENT, (extent + 1) * PAGES_PER_EXTENT):
-                if bits >> (page % PAGES_PER_EXTENT) & 1 or not held.seen_at:
+                if bits >> (page % PAGES_PER_EXTENT) & 1 or not held.seen_at or page in self.flipped:
                     continue
                 if mine.stable(page) and theirs.stable(page) and mine.page(page) == theirs.page(page):
                     continue
@@ -407,6 +420,9 @@ class Truth:
 
     def answered_change(self, held: Held, operation: Operation, started: int) -> None:
         """A write, zero or trim was answered well."""
+        first, last = operation.sectors.start, operation.sectors.stop
+        for page in range(-(-first // SECTORS_PER_PAGE), last // SECTORS_PER_PAGE):
+            self.written_whole[page] = self.now()
         other = self.other(held)
         sectors = operation.sectors
         lacks_here = [one for one in sectors if not self._reached(held, one, operation.tag, started)]
@@ -461,9 +477,11 @@ class Truth:
     def _unstable(self, reign: Reign, held: Held) -> list[Violation]:
         """Where the durable contents of a replica contradict what was answered."""
         data = held.machine.data
-        tags: list[int] = []
+        tags: list[int] | dict[int, int] = []
         for page in range(self.world.size_bytes // PAGE_BYTES):
             tags += tags_of(data.durable_page(page))
+        if self.flipped:
+            tags = {at: tag for at, tag in enumerate(tags) if at // SECTORS_PER_PAGE not in self.flipped}
         return self.history.check_stable(reign, tags, held.name, time=self.now())
 
     def _check_stable(self, reign: Reign, held: Held) -> bool:
@@ -474,7 +492,7 @@ class Truth:
 
     def _check_fua(self, held: Held, operation: Operation) -> None:
         """A FUA write was answered well: what it wrote, or what came after it, is durable."""
-        if not operation.fua or held.serving is None:
+        if not operation.fua or held.serving is None or self.touches_flipped(operation.sectors):
             return
         failed = held.known is not None and held.known.disk is DiskState.FAILED
         where = self.other(held) if failed else held
@@ -494,11 +512,43 @@ class Truth:
     def check_equal(self) -> None:
         """Both say that they are in step: bit for bit, then."""
         one, two = (held.machine.data for held in self.held.values())
+        suspects = self._suspects()
         for page in range(self.world.size_bytes // PAGE_BYTES):
-            if one.page(page) != two.page(page):
+            if one.page(page) != two.page(page) and page in self.flipped:
+                if page not in suspects:
+                    self.world.violate("proof", f"block {page} differs since a bit was flipped, and nobody suspects it")
+                    return
+            elif one.page(page) != two.page(page):
                 first, second = tags_of(one.page(page)), tags_of(two.page(page))
                 self.world.violate("equal-after-sync", f"block {page} differs: {first} and {second}")
                 return
+
+    def note_suspects(self) -> None:
+        """Look at the suspects: a block is one only for a cause."""
+        for page in self._suspects() - self.suspected.keys():
+            self.suspected[page] = self.now()
+            if page not in self.flipped:
+                self.world.violate("no-false-alarm", f"block {page} is suspect, though nothing happened to it")
+
+    def check_suspects(self) -> None:
+        """None has gone but by the client's writing the whole block again (invariant suspect-is-not-dirty)."""
+        suspects = self._suspects()
+        for page, time in self.suspected.items():
+            if page not in suspects and self.written_whole.get(page, 0) < time:
+                self.world.violate("suspect-is-not-dirty", f"block {page} was suspect, and is no more without a cause")
+                return
+
+    def _suspects(self) -> set[int]:
+        found = set()
+        for held in self.held.values():
+            volume = held.machine.volume
+            if volume is not None and volume._replica.suspects.any:
+                for offset, length in volume._replica.suspects.found.runs():
+                    found.update(range(offset // PAGE_BYTES, (offset + length) // PAGE_BYTES))
+        return found
+
+    def touches_flipped(self, sectors: range) -> bool:
+        return bool(self.flipped) and any(sector // SECTORS_PER_PAGE in self.flipped for sector in sectors)
 
     def check_history(self) -> None:
         for violation in self.history.check():
