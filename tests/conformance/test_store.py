@@ -14,6 +14,7 @@ from typing import Protocol
 
 import pytest
 
+import mirror.store
 from mirror.core.errors import DamagedRecord
 from mirror.core.generation import Kind
 from mirror.core.layout import (
@@ -39,7 +40,9 @@ from mirror.core.limits import (
     ZERO_PIECE_BYTES,
 )
 from mirror.core.states import DiskState
-from mirror.store import DATA_NAME, META_NAME, Store, create_replica_files
+from mirror.store import DATA_NAME, META_NAME, Store, create_replica_files, data_file, files, map_file, metadata_file
+from tests.sim.disk import Disk, OsModule
+from tests.sim.scheduler import Scheduler
 
 SIZE = EXTENT_BYTES + 3 * BLOCK_BYTES
 
@@ -138,11 +141,26 @@ class LoopPlace(FilePlace):
             subprocess.run(["losetup", "--detach", self.data_path], check=True)
 
 
-@pytest.fixture(params=["file", "tmpfs", "loop"])
-def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Place]:
+class SimulatedPlace(FilePlace):
+    """The simulator's disk, under the very same store."""
+
+    def __init__(self, patch: pytest.MonkeyPatch) -> None:
+        super().__init__(Path("/n0"))
+        scheduler = Scheduler(0, 0.0)
+        self.disk = Disk(scheduler, "n0")
+        simulated = OsModule(scheduler, lambda _path: self.disk)
+        for module in (mirror.store, data_file, files, map_file, metadata_file):
+            patch.setattr(module, "os", simulated)
+        patch.setattr(data_file, "_fallocate", simulated.fallocate)
+
+
+@pytest.fixture(params=["file", "tmpfs", "loop", "simulated"])
+def place(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Place]:
     made: Place
     if request.param == "file":
         made = FilePlace(tmp_path)
+    elif request.param == "simulated":
+        made = SimulatedPlace(monkeypatch)
     elif request.param == "tmpfs":
         made = TmpfsPlace()
     else:

@@ -166,7 +166,7 @@ class OsModule:
         self._scheduler = scheduler
         self._disk_of = disk_of
         self._open: dict[int, Description] = {}
-        self._next = 100
+        self._directories: set[int] = set()
 
     def __getattr__(self, name: str) -> Any:
         return getattr(real_os, name)
@@ -196,12 +196,16 @@ class OsModule:
                 file = disk.files[name] = File(disk, name)
             elif flags & real_os.O_EXCL:
                 raise FileExistsError(errno.EEXIST, "File exists", name)
-        self._next += 1
-        if file is not None:
-            self._open[self._next] = Description(file, self._process())
-        return self._next
+        # The lowest free number, as POSIX has it: what was closed by mistake is met again under another name.
+        number = next(one for one in range(100, 100_000) if one not in self._open and one not in self._directories)
+        if file is None:
+            self._directories.add(number)
+        else:
+            self._open[number] = Description(file, self._process())
+        return number
 
     def close(self, descriptor: int) -> None:
+        self._directories.discard(descriptor)
         description = self._open.pop(descriptor, None)
         if description is not None and description in description.file.descriptions:
             description.file.descriptions.remove(description)

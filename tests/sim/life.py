@@ -406,8 +406,11 @@ class Life:
                 self.scheduler.resume(machine.process)
         operator = Process("operator")
         self.scheduler.spawn(operator, "operator", self.runbook.operate)
-        done = self.scheduler.run(lambda: bool(world.violations) or self.finished, HEAL_S)
-        if not done and not world.violations:
+
+        def over() -> bool:
+            return bool(world.violations or self.finished or self.scheduler.failures)
+
+        if not self.scheduler.run(over, HEAL_S):
             world.violate("no-deadlock", self.runbook.why_stuck())
 
 

@@ -218,6 +218,8 @@ class Runbook:
         failed: list[bool] = []
 
         def proven(status: Any) -> bool:
+            if status is None:
+                return False  # not connected at the moment
             if status["state"] == "failed":
                 # A read error of before: the operator has everything compared.
                 failed.append(True)
