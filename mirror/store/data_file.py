@@ -37,7 +37,8 @@ _HOLE_THEN_ALLOCATED = (_PUNCH_HOLE | _KEEP_SIZE, _KEEP_SIZE)
 # What a way to zero a range takes: the modes of successive fallocate calls.
 Ways = tuple[tuple[int, ...], ...]
 _NEVER_POSSIBLE = (codes.EOPNOTSUPP, codes.ENOSYS)
-_NOT_POSSIBLE_HERE = (*_NEVER_POSSIBLE, codes.EINVAL)
+# EBUSY: pages of a device are being written back; held with O_EXCL by the parent, it is not waited for.
+_NOT_POSSIBLE_HERE = (*_NEVER_POSSIBLE, codes.EINVAL, codes.EBUSY)
 
 _libc_fallocate = ctypes.CDLL(None, use_errno=True).fallocate
 _libc_fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)

@@ -104,8 +104,16 @@ class PowerCuts:
         self.history.assert_in_file(self.primary.data_path)
 
     def cut(self) -> None:
-        self.rng.choice([self.secondary_loses_power, self.primary_loses_power, self.both_lose_power])()
-        self.check()
+        victim = self.rng.choice([self.secondary_loses_power, self.primary_loses_power, self.both_lose_power])
+        try:
+            victim()
+            self.check()
+        except AssertionError as error:
+            error.add_note(f"{victim.__name__} in run {self.run}")
+            for node in (self.primary, self.secondary):
+                error.add_note(f"node {node.number}: {node.log()[-3000:] if node.guest else 'off'}")
+                error.add_note(f"status: {node.peek() if node.guest else 'off'}")
+            raise
 
 
 def test_power_is_cut_once(cluster: Cluster, rng: random.Random, tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ from mirror.core.layout import (
     encode_map_page,
 )
 from mirror.core.limits import BLOCK_BYTES, DURABLE_DESCRIPTORS, EXTENT_BYTES, LOG_RING_RECORDS, MIB, RECORD_BYTES
+from mirror.runtime import Runtime
 from mirror.store import DATA_NAME, META_NAME, REPLICA_FILES, Store, create_replica_files, data_file
 
 SIZE = EXTENT_BYTES + 3 * BLOCK_BYTES
@@ -688,3 +689,19 @@ def test_a_volume_of_a_tebibyte_is_made_and_read_in_a_moment(make: Make) -> None
     store.write(b"x", (1 << 40) - 1)
     assert store.extents(0, 1 << 40)[0][2]
     assert sum(1 for _ in store.read_map()) == Geometry(1 << 40).pages
+
+
+def test_a_device_whose_pages_are_busy_is_zeroed_by_writing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """fallocate on a device that is held with O_EXCL gives EBUSY while pages are written back."""
+    (tmp_path / "data").write_bytes(b"x" * 16384)
+    data = data_file.DataFile(tmp_path / "data", Runtime())
+    data.set_size(16384)
+
+    def busy(*_: int) -> None:
+        raise OSError(codes.EBUSY, "busy")
+
+    monkeypatch.setattr(data_file, "_fallocate", busy)
+    data.trim(4096, 4096)
+    data.zero(8192, 4096, False)
+    assert data.read(16384, 0) == b"x" * 4096 + bytes(8192) + b"x" * 4096
+    data.close()
