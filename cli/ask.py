@@ -17,6 +17,8 @@ DISCONNECT_S = 15.0
 # A peer on a silent host is given up after 2 s; a large map takes some more.
 PLAN_S = 15.0
 DIFF_S = 30.0
+# A backing that can only be zeroed by writing takes its time; the server goes on even if nobody waits.
+RESIZE_S = 3600.0
 
 
 def ask(directory: Path, command: str, timeout_s: float, **arguments: object) -> None:

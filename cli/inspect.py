@@ -143,6 +143,8 @@ def _show_superblock(directory: Path, metadata: Metadata, served: bool, findings
 
 def _fields(known: Superblock, served: bool) -> Iterator[tuple[str, str]]:
     yield "volume", f"{known.name}, {output.size_text(known.size_bytes)} ({known.size_bytes} bytes)"
+    if known.next_size_bytes:
+        yield "resize", f"to {known.next_size_bytes} bytes; finished or undone when both replicas meet"
     yield "volume id", known.volume_id.hex() if any(known.volume_id) else "none yet"
     yield "replica id", known.replica_id.hex()
     yield "kind", f"{known.kind.value}: {KINDS[known.kind.value]}"

@@ -19,6 +19,7 @@ from cli.disconnect import disconnect
 from cli.inspect import inspect
 from cli.invalidate import invalidate
 from cli.promote import promote
+from cli.resize import resize
 from cli.serve import serve
 from cli.status import status
 from cli.switch import switch
@@ -27,7 +28,7 @@ from mirror.core.errors import MirrorError
 
 VERBS = (
     *(create, serve, status, promote, demote, switch, connect),
-    *(disconnect, diff, verify, invalidate, inspect, destroy, demo),
+    *(disconnect, diff, verify, resize, invalidate, inspect, destroy, demo),
 )
 
 

@@ -23,7 +23,7 @@ from mirror.store import Store
 from mirror.suspects import read_map as read_suspects
 from mirror.suspects import shown_ranges
 from nbd_server.config import Config
-from nbd_server.status import iso_time, last_resync, last_verify, suspects_warning
+from nbd_server.status import iso_time, last_resync, last_verify, resize, suspects_warning
 
 Damage = DamagedRecord | UnknownVersion
 
@@ -138,6 +138,7 @@ def status(directory: Path, config: Config) -> dict[str, Any]:
         "proof": None,
         "verify": None,
         "last_verify": last_verify(known.last_verify, running=False),
+        "resize": resize(known, ""),
         "activity_log": {
             "extents": known.log_slots,
             "used": len(body.log.extents) if isinstance(body.log, Rebuilt) and body.found.crashed else 0,

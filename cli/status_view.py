@@ -41,6 +41,8 @@ def _pairs(status: Status) -> Iterator[tuple[str, str | Text]]:
     if status["last_resync"]:
         yield "last resync", _last_resync(status["last_resync"])
     yield from _compared(status)
+    if status["resize"]:
+        yield "resize", _resize(status["resize"])
     yield "activity log", _activity_log(status["activity_log"])
     if status["io"]:
         yield from _io(status["io"])
@@ -81,6 +83,8 @@ def line(status: Status) -> str:
         parts.append(f"suspects {size_text(status['suspects']['bytes'])}")
     if status["verify"]:
         parts.append(f"verify {verify_text(status['verify'])}")
+    if status["resize"]:
+        parts.append(f"resize {_resize(status['resize'])}")
     if status["io"]:
         parts.append(f"{status['io']['writes']} writes, {status['io']['reads']} reads")
     parts += [f"warning: {warning}" for warning in status["warnings"]]
@@ -121,6 +125,11 @@ def _resync(resync: dict[str, Any]) -> str:
     percent = 100 * resync["done_bytes"] / total if total else 0.0
     left = f", {duration_text(resync['eta_s'])} left" if resync["eta_s"] is not None else ""
     return f"{resync['direction']}: {percent:.0f} % of {size_text(total)} at {size_text(resync['bytes_per_s'])}/s{left}"
+
+
+def _resize(resize: dict[str, Any]) -> str:
+    wanted = f"to {size_text(resize['next_size'])}: " if resize["next_size"] else ""
+    return f"{wanted}{resize['stage']}"
 
 
 def _last_resync(last: dict[str, Any]) -> str:

@@ -10,6 +10,7 @@ What is said is JSON in CONTROL messages, a step each: HELLO, HELLO_REPLY, prepa
 
 import dataclasses
 import json
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -21,10 +22,13 @@ from mirror.core.generation import Action, Kind, Outcome, Standing
 from mirror.core.layout import IDENTIFIER_BYTES, is_name, is_note
 from mirror.core.limits import HISTORY_MAX, MAP_EXTENTS_SENT_MAX
 from mirror.core.policy import ALLOWED, Policies, Policy
+from mirror.core.sizes import agreed_size
 from mirror.core.states import DiskEvent, DiskState, Role, disk_after
 from mirror.core.wire import SESSION_VERSION, SESSION_VERSION_MIN, MessageType, decode_object, words
 from mirror.link import Stream
 from mirror.replica import Replica
+
+log = logging.getLogger(__name__)
 
 SOURCE = (Action.SOURCE_BITMAP, Action.SOURCE_FULL)
 TARGET = (Action.TARGET_BITMAP, Action.TARGET_FULL)
@@ -197,6 +201,7 @@ _STANDING: dict[str, Callable[[Any], Any]] = {
     "volume_id": _identifier,
     "name": _name,
     "size_bytes": _number,
+    "next_size_bytes": _number,
     "kind": Kind,
     "role": Role,
     "disk": DiskState,
@@ -229,7 +234,7 @@ def decode_standing(fields: object) -> Standing:
     if not isinstance(fields, dict):
         raise ProtocolError("a handshake without a standing")
     try:
-        named = {"policies": {}, **fields}
+        named = {"policies": {}, "next_size_bytes": 0, **fields}
         return Standing(**{name: read(named[name]) for name, read in _STANDING.items()})
     except (KeyError, ValueError) as error:
         raise ProtocolError(f"a standing that can't be read: {words(str(error))}") from error
@@ -247,6 +252,7 @@ def standing(replica: Replica, discard_my_data: bool, policies: Policies) -> Sta
         volume_id=known.volume_id,
         name=known.name,
         size_bytes=known.size_bytes,
+        next_size_bytes=known.next_size_bytes,
         kind=known.kind,
         role=replica.role,
         disk=replica.disk_state(connected=False),
@@ -329,7 +335,8 @@ def add_map(dirty: DirtyMap, their_map: object) -> None:
 
 
 def prepare(replica: Replica, plan: Plan, their_map: object) -> None:
-    """Make this side's part of the plan durable (duties g2 and g3). Raises DeviceError, ProtocolError."""
+    """Make this side's part of the plan durable (duties g2 and g3). Raises MirrorError."""
+    settle_size(replica, plan)
     known = replica.superblock
     changes: dict[str, Any] = {"kind": Kind.ESTABLISHED, "volume_id": _volume_id(plan)}
     action = plan.outcome.action
@@ -351,6 +358,18 @@ def prepare(replica: Replica, plan: Plan, their_map: object) -> None:
     replica.update(**changes)
     # Not what it is by now: the primary may have gone on alone since it said how it stands.
     plan.expected_current = int(changes.get("current", plan.mine.current))
+
+
+def settle_size(replica: Replica, plan: Plan) -> None:
+    """End a resize that was broken off; before a map of the other side is read, which may be of the larger volume."""
+    known, size_bytes = replica.superblock, agreed_size(plan.mine, plan.theirs)
+    assert size_bytes is not None, "the table lets no two sizes pass"
+    if (known.size_bytes, known.next_size_bytes) != (plan.mine.size_bytes, plan.mine.next_size_bytes):
+        raise Wait("this replica was resized during the handshake")
+    if known.next_size_bytes:
+        outcome = "undone" if size_bytes == known.size_bytes else "finished"
+        log.info("a resize to %d bytes that was broken off is %s", known.next_size_bytes, outcome)
+    replica.settle_size(size_bytes)
 
 
 def check_unchanged(replica: Replica, plan: Plan) -> None:

@@ -109,6 +109,31 @@ class Replica:
                 )
             )
 
+    def settle_size(self, size_bytes: int) -> None:
+        """No resize is under way any more, and the volume has this size: the present one, or the recorded next one.
+
+        What works on the volume meanwhile stays within the old size, so it needs not wait. Raises DeviceError, and
+        OperatorError when the data has become smaller since there was room.
+        """
+        with self._superblock_lock:
+            known = self.superblock
+            if (known.size_bytes, known.next_size_bytes) == (size_bytes, 0):
+                return
+            assert size_bytes in (known.size_bytes, known.next_size_bytes), f"nobody has made room for {size_bytes}"
+            self.store.check_room(size_bytes)
+            settled = dataclasses.replace(known, size_bytes=size_bytes, next_size_bytes=0, sequence=known.sequence + 1)
+            self.store.write_superblock(layout.encode_superblock(settled))
+            with self.books:
+                for one in self._maps():
+                    one.grow(size_bytes)
+                self.suspects.grow(size_bytes)
+                self.unproven.grow(layout.Geometry(size_bytes).extents)
+                self.store.set_size(size_bytes)
+                self.superblock = settled
+            if size_bytes == known.size_bytes:
+                # Whoever names a next size has made room for it, so nobody is making room now.
+                self.store.give_room_back()
+
     def fail(self, error: DeviceError) -> None:
         """The disk is not to be trusted any more (invariant flush); durable if the metadata can still be written."""
         if self.failed:

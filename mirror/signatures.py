@@ -53,7 +53,7 @@ _TABLE_BYTES = max(offset + len(magic) for offset, magic, _ in _TABLE)
 
 def size_of(path: Path) -> int:
     """Bytes of a file or block device. Raises OperatorError for anything else, DeviceError."""
-    data = DataFile(path, Runtime())
+    data = DataFile(path, Runtime(), own=False)
     data.close()
     return data.file_bytes
 

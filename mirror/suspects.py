@@ -84,6 +84,11 @@ class Suspects:
         """Both replicas hold the same in this range: the suspects that lie wholly in it may go once it is stable."""
         self._written.mark_where(self.found, offset, length)
 
+    def grow(self, size_bytes: int) -> None:
+        """The volume has become larger; nothing is suspect in what is new."""
+        for stage in (self.found, self._written, self._flushing, self.rewritten):
+            stage.grow(size_bytes)
+
     def begin_round(self) -> None:
         """A flush of both begins."""
         self._flushing.merge(self._written)

@@ -4,6 +4,7 @@ import datetime
 from collections.abc import Mapping
 from typing import Any
 
+from mirror.core.layout import Superblock
 from mirror.core.states import ConnectionState, DiskState
 from mirror.core.wire import words
 from mirror.peer import Peer
@@ -21,6 +22,7 @@ def of_server(
     peer: Peer | None,
     clients: dict[str, int],
     notes: list[str],
+    resize_stage: str,
 ) -> dict[str, Any]:
     """Everything about a replica that is being served; docs/operations.md describes each key."""
     known = replica.superblock
@@ -54,6 +56,7 @@ def of_server(
         "suspects": suspects,
         **compared,
         "last_verify": last_verify(known.last_verify, connected),
+        "resize": resize(known, resize_stage),
         "activity_log": activity_log,
         "io": primary.trace.counters(),
         "latency": primary.trace.latency(),
@@ -73,6 +76,14 @@ def last_resync(record: Mapping[str, Any] | None) -> dict[str, Any] | None:
     if record is None:
         return None
     return {**record, "started": iso_time(record.get("started"))}
+
+
+def resize(known: Superblock, stage: str) -> dict[str, Any] | None:
+    """The resize under way, also one that was broken off: which only a handshake ends."""
+    if not stage and not known.next_size_bytes:
+        return None
+    waiting = "broken off; finished or undone when both replicas meet"
+    return {"size": known.size_bytes, "next_size": known.next_size_bytes or None, "stage": stage or waiting}
 
 
 def last_verify(record: Mapping[str, Any] | None, running: bool) -> dict[str, Any] | None:

@@ -22,6 +22,8 @@ from mirror.opening import open_replica
 from mirror.peer import Peer, Settings
 from mirror.primary import Gate, Primary
 from mirror.replica import Replica
+from mirror.resize import OPERATIONS as RESIZE_OPERATIONS
+from mirror.resize import Resize
 from mirror.runtime import Runtime
 from mirror.session import Session
 from mirror.trace import Trace
@@ -72,7 +74,6 @@ class Volume:
         notes: list[str],
     ) -> None:
         self.name = config.name
-        self.size_bytes = replica.size_bytes
         self.can_fast_zero = replica.store.can_fast_zero
         self._directory = directory
         self._config = config
@@ -88,6 +89,7 @@ class Volume:
         self._peer: Peer | None = None
         self._stopping = False
         self._switch_refusal = ""
+        self._resize = Resize(replica)
         self._until_connected: list[str] = []
         self._control = control.ControlServer(directory / control.FILE_NAME, self._command, runtime)
         self.read_into = self._primary.read_into
@@ -113,6 +115,11 @@ class Volume:
         for note in notes:
             log.warning("%s", note)
         return Volume(directory, config, options, runtime, replica, cut_connections, notes)
+
+    @property
+    def size_bytes(self) -> int:
+        """What a client that connects now is told."""
+        return self._replica.size_bytes
 
     # The start
 
@@ -313,26 +320,24 @@ class Volume:
     # The operator's commands
 
     def _command(self, request: dict[str, Any]) -> dict[str, Any]:
-        command = request.get("command")
-        if command == "status":
-            return self.status()
-        if command == "promote":
-            return self.promote(bool(request.get("force")))
-        if command == "demote":
-            return self.demote(bool(request.get("force")))
-        if command == "switch":
-            return self.switch()
-        if command == "connect":
-            return self.connect(bool(request.get("discard_my_data")))
-        if command == "disconnect":
-            return self.disconnect()
-        if command == "plan":
-            return outlook.plan(self._with_peer(), self._replica, bool(request.get("discard_my_data")))
-        if command == "diff":
-            return outlook.diff(self._with_peer(), self._replica, request.get("limit"))
-        if command == "verify":
-            return self._with_peer().verifier.command(request)
-        raise OperatorError(f"unknown command {command!r}", remedy="use the nbdmirror release of the server")
+        commands: dict[object, Callable[[], dict[str, Any]]] = {
+            "status": self.status,
+            "promote": lambda: self.promote(bool(request.get("force"))),
+            "demote": lambda: self.demote(bool(request.get("force"))),
+            "switch": self.switch,
+            "connect": lambda: self.connect(bool(request.get("discard_my_data"))),
+            "disconnect": self.disconnect,
+            "plan": lambda: outlook.plan(self._with_peer(), self._replica, bool(request.get("discard_my_data"))),
+            "diff": lambda: outlook.diff(self._with_peer(), self._replica, request.get("limit")),
+            "verify": lambda: self._with_peer().verifier.command(request),
+            "resize": lambda: self.resize(request.get("size")),
+        }
+        command = commands.get(request["command"])
+        if command is None:
+            raise OperatorError(
+                f"unknown command {request['command']!r}", remedy="use the nbdmirror release of the server"
+            )
+        return command()
 
     def promote(self, force: bool) -> dict[str, Any]:
         """Make this replica primary."""
@@ -487,6 +492,15 @@ class Volume:
             peer.disconnect()
         return _said("disconnected; `nbdmirror connect` ends that", verdict.warning)
 
+    def resize(self, size_bytes: object) -> dict[str, Any]:
+        """Let the volume grow, on both replicas."""
+        if type(size_bytes) is not int:
+            raise OperatorError("a resize needs a size in bytes", remedy="use `nbdmirror resize DIR SIZE`")
+        with self._role_lock:
+            if self._stopping:
+                raise OperatorError("this replica stops", remedy="resize after the next start")
+            return _said(*self._resize.grow(self._peer, size_bytes))
+
     def _part(self, session: Session, reason: str) -> None:
         """Leave a session in order: the secondary learns that it will be Outdated, if there is a primary."""
         try:
@@ -532,6 +546,8 @@ class Volume:
             self._switch_refusal = str(message.get("reason"))
         elif operation == "outdate":
             self._outdate()
+        elif operation in RESIZE_OPERATIONS:
+            self._resize.answer(self._with_peer(), session, message)
         else:
             raise OperatorError(f"unknown request {operation!r}", remedy="run the same release on both nodes")
         return None
@@ -611,6 +627,7 @@ class Volume:
     def stop(self, timeout_s: float) -> bool:
         """End in order within about `timeout_s`: True when everything is stable and marked clean."""
         self._stopping = True
+        self._resize.stop(self._peer)
         primary, replica = self._primary, self._replica
         deadline_s = self._runtime.now_s() + timeout_s
         locked = self._role_lock.acquire(timeout=timeout_s / 4)
@@ -656,6 +673,7 @@ class Volume:
 
     def _close(self, clean: bool) -> bool:
         replica = self._replica
+        self._resize.join()
         try:
             replica.persist_map()
             if not replica.failed:
@@ -674,7 +692,10 @@ class Volume:
         if self._session() is not None:
             self._until_connected.clear()
         notes = [*self._notes, *self._until_connected]
-        return status.of_server(self._config, self._replica, self._primary, self._peer, self._lease.clients(), notes)
+        clients = self._lease.clients()
+        return status.of_server(
+            self._config, self._replica, self._primary, self._peer, clients, notes, self._resize.stage
+        )
 
 
 def _said(message: str, *warnings: str | None) -> dict[str, Any]:

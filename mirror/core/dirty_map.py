@@ -35,13 +35,23 @@ class DirtyMap:
     def __init__(self, size_bytes: int) -> None:
         if size_bytes <= 0 or size_bytes % BLOCK_BYTES:
             raise ValueError(f"{size_bytes} bytes are no whole number of blocks")
-        self.size_bytes = size_bytes
         self.dirty_blocks = 0
+        self._bits: dict[int, int] = {}
+        self._present = bytearray()
+        self._reach(size_bytes)
+
+    def _reach(self, size_bytes: int) -> None:
+        self.size_bytes = size_bytes
         self.extent_count = -(-size_bytes // EXTENT_BYTES)
         self._last_extent = self.extent_count - 1
         self._last_full = (1 << ((size_bytes - 1) % EXTENT_BYTES // BLOCK_BYTES + 1)) - 1
-        self._bits: dict[int, int] = {}
-        self._present = bytearray(self.extent_count)
+        self._present.extend(bytes(self.extent_count - len(self._present)))
+
+    def grow(self, size_bytes: int) -> None:
+        """The volume has become larger; what is new is clean."""
+        if size_bytes < self.size_bytes or size_bytes % BLOCK_BYTES:
+            raise ValueError(f"a map of {self.size_bytes} bytes can't become one of {size_bytes}")
+        self._reach(size_bytes)
 
     @property
     def dirty_bytes(self) -> int:

@@ -37,6 +37,7 @@ from typing import NamedTuple, Protocol
 
 from mirror.core.limits import HISTORY_MAX
 from mirror.core.policy import REFUSE_ALWAYS, Policies, Policy
+from mirror.core.sizes import agreed_size
 from mirror.core.states import DiskState, Role
 
 # The generation of every replica that `create` made of a new sparse file: all of them hold the same zeroes.
@@ -173,6 +174,7 @@ class Standing:
     volume_id: bytes
     name: str
     size_bytes: int
+    next_size_bytes: int
     kind: Kind
     role: Role
     disk: DiskState
@@ -350,8 +352,8 @@ TABLE = (
     ),
     Row(
         "size-differs",
-        "Created with another size.",
-        lambda it, other: it.size_bytes != other.size_bytes,
+        "Created with another size. Two that a resize left with different sizes agree on one (mirror.core.sizes).",
+        lambda it, other: agreed_size(it, other) is None,
         Action.REFUSE,
         "{it} has {a.size_bytes} bytes, {other} {b.size_bytes}",
         "create the wrong one anew with the other one's size and --join",

@@ -16,7 +16,6 @@ from mirror.core.errors import OperatorError
 from mirror.core.layout import (
     Geometry,
     blank_log_record,
-    encode_map_page,
     encode_suspects_page,
     encode_unproven_page,
 )
@@ -25,7 +24,7 @@ from mirror.runtime import Runtime
 from mirror.store.data_file import DataFile
 from mirror.store.files import failed, open_file, write_all
 from mirror.store.map_file import MapFile, fill
-from mirror.store.metadata_file import MetadataFile, adjacent
+from mirror.store.metadata_file import MetadataFile, write_clean_pages
 
 DATA_NAME = "data"
 META_NAME = "meta"
@@ -79,7 +78,8 @@ class Store:
         try:
             for name, blank in ((SUSPECTS_NAME, _blank_suspects), (UNPROVEN_NAME, _blank_unproven)):
                 maps.append(MapFile(directory / name, runtime, blank))
-            store = Store(metadata, None if data_path is None else DataFile(data_path, runtime), *maps)
+            own = data_path == directory / DATA_NAME
+            store = Store(metadata, None if data_path is None else DataFile(data_path, runtime, own), *maps)
         except BaseException:
             for file in (metadata, *maps):
                 file.close()
@@ -101,11 +101,36 @@ class Store:
         self.unproven.pages = self._metadata.geometry.unproven_pages
         self.size_bytes = size_bytes
 
-    def grow_maps(self, size_bytes: int) -> None:
-        """Make `suspects` and `unproven` large enough for a volume of this size, before that size is durable."""
-        geometry = Geometry(size_bytes)
-        self.suspects.grow(geometry.pages)
-        self.unproven.grow(geometry.unproven_pages)
+    def check_room(self, size_bytes: int) -> None:
+        """Raises OperatorError when the data is smaller."""
+        if self._data is not None:
+            self._data.check_room(size_bytes)
+
+    def make_room(self, size_bytes: int, go_on: Callable[[], None]) -> None:
+        """All that a volume of this size needs behind its present end, durable: the map's pages clean, the data zeroes.
+
+        Nothing of what the volume has now is touched, and it may be repeated. `go_on` is called at times, and raises to
+        break it off. Raises OperatorError when a backing is too small, DeviceError; then the room is given back.
+        """
+        assert self._data is not None, "without its data a replica can't grow"
+        try:
+            geometry = Geometry(size_bytes)
+            self._metadata.make_room(geometry)
+            self.suspects.grow(geometry.pages)
+            self.unproven.grow(geometry.unproven_pages)
+            self._data.make_room(size_bytes, go_on)
+        except BaseException:
+            self.give_room_back()
+            raise
+
+    def give_room_back(self) -> None:
+        """The volume does not grow: its files end where it ends, as far as they are its own."""
+        geometry = Geometry(self.size_bytes)
+        self._metadata.give_room_back()
+        self.suspects.cut(geometry.pages)
+        self.unproven.cut(geometry.unproven_pages)
+        if self._data is not None:
+            self._data.give_room_back()
 
     def close(self) -> None:
         self._metadata.close()
@@ -122,7 +147,7 @@ def create_replica_files(directory: Path, size_bytes: int, backing: Path | None,
     on failure. Raises OperatorError, DeviceError (ENOSPC when the metadata does not fit).
     """
     if backing is not None:
-        data = DataFile(backing, Runtime())
+        data = DataFile(backing, Runtime(), own=False)
         data.close()
         if data.file_bytes < size_bytes:
             raise OperatorError(
@@ -174,9 +199,7 @@ def _write_first_metadata(fd: int, size_bytes: int, superblock: bytes) -> None:
     geometry = Geometry(size_bytes)
     os.posix_fallocate(fd, 0, geometry.metadata_bytes)
     write_all(fd, blank_log_record() * LOG_RING_RECORDS, geometry.log_offset)
-    clean = [0] * EXTENTS_PER_PAGE
-    for first, run in adjacent((index, encode_map_page(index, clean)) for index in range(geometry.pages)):
-        write_all(fd, b"".join(run), geometry.map_page_offset(first))
+    write_clean_pages(fd, geometry, 0)
     os.fdatasync(fd)
     for offset in geometry.superblock_offsets:
         write_all(fd, superblock, offset)

@@ -15,15 +15,19 @@ flushes what others wrote, too), mmap (a page that can't be read is a signal, no
 import ctypes
 import errno as codes
 import fcntl
+import logging
 import os
 import stat
 import struct
+from collections.abc import Callable
 from pathlib import Path
 
 from mirror.core.errors import DeviceError, OperatorError
-from mirror.core.limits import BLOCK_BYTES, DURABLE_DESCRIPTORS, EXTENTS_ANSWER_MAX, ZERO_PIECE_BYTES
+from mirror.core.limits import BLOCK_BYTES, DURABLE_DESCRIPTORS, EXTENTS_ANSWER_MAX, PIECE_BYTES_MAX, ZERO_PIECE_BYTES
 from mirror.runtime import Runtime
 from mirror.store.files import Buffer, failed, open_file, read_all, write_all
+
+log = logging.getLogger(__name__)
 
 _ZEROES = memoryview(bytes(ZERO_PIECE_BYTES))
 _BLKGETSIZE64 = 0x80081272
@@ -54,8 +58,10 @@ def _fallocate(fd: int, mode: int, offset: int, length: int) -> None:
 class DataFile:
     """An open data file; `size_bytes` of it are the volume."""
 
-    def __init__(self, path: Path, runtime: Runtime) -> None:
+    def __init__(self, path: Path, runtime: Runtime, own: bool) -> None:
+        """`own`: `create` made it, so nobody else decides its length."""
         self.path = path
+        self._own = own
         self.size_bytes = 0
         self.data_fd = open_file(path, os.O_RDWR)
         self._durable_fds: list[int] = []
@@ -121,6 +127,63 @@ class DataFile:
                 remedy="restore it, or make a new replica with `nbdmirror create --join` beside a good peer",
             )
         self.size_bytes = size_bytes
+
+    def check_room(self, size_bytes: int) -> None:
+        """Raises OperatorError when a volume of this size does not fit."""
+        self.file_bytes = self._measure()
+        if self.file_bytes < size_bytes:
+            raise OperatorError(
+                f"{self.path} holds {self.file_bytes} bytes, fewer than the {size_bytes} that the volume shall have",
+                remedy="make it larger first",
+            )
+
+    def make_room(self, size_bytes: int, go_on: Callable[[], None]) -> None:
+        """What lies behind the volume's end, up to `size_bytes`, reads as zeroes, durably.
+
+        An own file is cut off at the volume's end and made longer again: a hole, in no time. A backing must be large
+        enough, and whatever it holds there is zeroed piece by piece; `go_on` is called before each.
+        """
+        if self._own:
+            try:
+                os.ftruncate(self.data_fd, self.size_bytes)
+                os.ftruncate(self.data_fd, size_bytes)
+            except OSError as error:
+                raise self._failed("make longer", error) from error
+        else:
+            self.check_room(size_bytes)
+            self._zero_behind_the_end(size_bytes, go_on)
+        self._flush_length()
+        self.check_room(size_bytes)
+
+    def _zero_behind_the_end(self, end: int, go_on: Callable[[], None]) -> None:
+        for offset in range(self.size_bytes, end, PIECE_BYTES_MAX):
+            go_on()
+            length = min(PIECE_BYTES_MAX, end - offset)
+            try:
+                if self.is_device:
+                    self._zero_device(offset, offset + length, True)
+                else:
+                    self._zero_range(offset, length, True)
+            except OSError as error:
+                raise self._failed("zero", error) from error
+
+    def _flush_length(self) -> None:
+        """As `flush`, with the file's length."""
+        with self._flush_lock:
+            self._raise_lost()
+            try:
+                os.fsync(self.data_fd)
+            except OSError as error:
+                self._lost = ("flush", error)
+            self._raise_lost()
+
+    def give_room_back(self) -> None:
+        """The volume does not grow."""
+        if self._own:
+            try:
+                os.ftruncate(self.data_fd, self.size_bytes)
+            except OSError as error:
+                log.warning("%s stays longer than it needs to be: %s", self.path, error.strerror)
 
     def close(self) -> None:
         for fd in (self.data_fd, *self._durable_fds):

@@ -8,6 +8,7 @@ damage, never the rest of an interrupted creation (invariant say-why). Pages are
 keep what was found.
 """
 
+import logging
 import os
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -15,6 +16,8 @@ from pathlib import Path
 from mirror.core.limits import METADATA_PIECE_BYTES, RECORD_BYTES
 from mirror.runtime import Runtime
 from mirror.store.files import failed, open_file, read_all, write_all
+
+log = logging.getLogger(__name__)
 
 # The page of this number, as `create` writes it.
 BlankPage = Callable[[int], bytes]
@@ -111,6 +114,16 @@ class MapFile:
             except OSError as error:
                 raise failed(self.path, "grow", error) from error
             self.pages = max(pages, self.pages)
+
+    def cut(self, pages: int) -> None:
+        """The volume does not grow: nothing behind these pages is needed, and nothing there would harm."""
+        with self._lock:
+            self.pages = pages
+            try:
+                if self._fd is not None:
+                    os.ftruncate(self._fd, pages * RECORD_BYTES)
+            except OSError as error:
+                log.warning("%s keeps room that it does not need: %s", self.path, error.strerror)
 
 
 def fill(fd: int, pages: int, blank_page: BlankPage, first: int = 0) -> None:

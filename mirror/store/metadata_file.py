@@ -15,8 +15,8 @@ import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from mirror.core.layout import Geometry, blank_log_record
-from mirror.core.limits import LOG_RING_RECORDS, METADATA_PIECE_BYTES, RECORD_BYTES
+from mirror.core.layout import Geometry, blank_log_record, encode_map_page
+from mirror.core.limits import EXTENTS_PER_PAGE, LOG_RING_RECORDS, METADATA_PIECE_BYTES, RECORD_BYTES
 from mirror.runtime import Runtime
 from mirror.store.files import failed, open_file, read_all, write_all
 
@@ -107,6 +107,32 @@ class MetadataFile:
                 os.fdatasync(self._fd)
             except OSError as error:
                 raise failed(self.path, "write the dirty map to", error) from error
+
+    def make_room(self, geometry: Geometry) -> None:
+        """Clean map pages behind the present ones, allocated and durable, for a volume that grows."""
+        first = self._known().pages
+        with self._lock:
+            try:
+                os.posix_fallocate(self._fd, 0, geometry.metadata_bytes)
+                write_clean_pages(self._fd, geometry, first)
+                os.fsync(self._fd)
+            except OSError as error:
+                raise failed(self.path, "make room for a larger dirty map in", error) from error
+
+    def give_room_back(self) -> None:
+        """The volume does not grow: nothing is needed behind the present pages, and nothing there would harm."""
+        with self._lock:
+            try:
+                os.ftruncate(self._fd, self._known().metadata_bytes)
+            except OSError as error:
+                log.warning("%s keeps room that it does not need: %s", self.path, error.strerror)
+
+
+def write_clean_pages(fd: int, geometry: Geometry, first: int) -> None:
+    """Map pages from `first` on, all clean. Raises OSError."""
+    clean = [0] * EXTENTS_PER_PAGE
+    for start, run in adjacent((index, encode_map_page(index, clean)) for index in range(first, geometry.pages)):
+        write_all(fd, b"".join(run), geometry.map_page_offset(start))
 
 
 def adjacent(pages: Iterable[tuple[int, bytes]]) -> Iterator[tuple[int, list[bytes]]]:

@@ -29,6 +29,7 @@ KEYS: dict[str, Any] = {
     "proof": (dict, type(None)),
     "verify": (dict, type(None)),
     "last_verify": (dict, type(None)),
+    "resize": (dict, type(None)),
     "activity_log": dict,
     "io": (dict, type(None)),
     "latency": (dict, type(None)),

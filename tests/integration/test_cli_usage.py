@@ -12,7 +12,7 @@ from tests.integration.cluster import NBDMIRROR, Cluster, nbdmirror
 
 VERBS = [
     *("create", "serve", "status", "promote", "demote", "switch"),
-    *("connect", "disconnect", "diff", "verify", "invalidate", "inspect", "destroy", "demo"),
+    *("connect", "disconnect", "diff", "verify", "resize", "invalidate", "inspect", "destroy", "demo"),
 ]
 
 

@@ -13,6 +13,27 @@ from mirror.core.limits import BLOCK_BYTES, BLOCKS_PER_EXTENT, EXTENT_BYTES
 SIZES = [1, 1023, 1024, 1025, 3 * 1024, 3 * 1024 + 700]
 
 
+@pytest.mark.parametrize("blocks", SIZES)
+@pytest.mark.parametrize("more", [1, 323, 1024, 5000])
+def test_a_map_grows(blocks: int, more: int) -> None:
+    before, after = blocks * BLOCK_BYTES, (blocks + more) * BLOCK_BYTES
+    known = DirtyMap(before)
+    known.mark_all()
+    known.grow(after)
+    assert list(known.runs()) == [(0, before)], "what is new is clean"
+    known.mark(before, after - before)
+    assert list(known.runs()) == [(0, after)]
+    whole = DirtyMap(after)
+    whole.mark_all()
+    assert {extent: known.bits(extent) for extent in known.extents()} == {
+        extent: whole.bits(extent) for extent in whole.extents()
+    }
+    with pytest.raises(ValueError, match="outside"):
+        known.mark(after, BLOCK_BYTES)
+    with pytest.raises(ValueError, match="can't become"):
+        known.grow(before)
+
+
 class Twin:
     """A set of dirty block numbers."""
 

@@ -49,6 +49,7 @@ def standing(replica: str, generations: Generations = IN_STEP, **changes: object
         volume_id=VOLUME,
         name="vol",
         size_bytes=1 << 20,
+        next_size_bytes=0,
         kind=Kind.ESTABLISHED,
         role=Role.SECONDARY,
         disk=DiskState.CONSISTENT,

@@ -80,6 +80,7 @@ class Node:
             volume_id=self.volume_id,
             name="vol",
             size_bytes=BLOCKS * 4096,
+            next_size_bytes=0,
             kind=self.kind,
             role=self.role,
             disk=self.disk,

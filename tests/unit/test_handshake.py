@@ -26,6 +26,7 @@ STANDING = Standing(
     volume_id=bytes(16),
     name="vol",
     size_bytes=1 << 20,
+    next_size_bytes=1 << 21,
     kind=Kind.ESTABLISHED,
     role=Role.SECONDARY,
     disk=DiskState.UP_TO_DATE,
@@ -55,6 +56,15 @@ def hello(**changes: Any) -> bytes:
 
 def test_a_standing_comes_back_as_it_went() -> None:
     assert decode_standing(json.loads(json.dumps(encode_standing(STANDING)))) == STANDING
+
+
+@pytest.mark.parametrize("value", [None, -1, "4096", 1.5, True])
+def test_a_next_size_is_a_number_and_an_older_peer_has_none(value: object) -> None:
+    fields = encode_standing(STANDING)
+    with pytest.raises(ProtocolError):
+        decode_standing({**fields, "next_size_bytes": value})
+    del fields["next_size_bytes"]
+    assert decode_standing(fields).next_size_bytes == 0
 
 
 def test_what_a_newer_release_adds_to_a_standing_is_passed_over() -> None:
