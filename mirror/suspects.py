@@ -85,7 +85,7 @@ class Suspects:
         self._written.mark_where(self.found, offset, length)
 
     def grow(self, size_bytes: int) -> None:
-        """The volume has become larger; nothing is suspect in what is new."""
+        """The volume has become larger, and the file has room for it (Store.grow_maps)."""
         for stage in (self.found, self._written, self._flushing, self.rewritten):
             stage.grow(size_bytes)
 
@@ -103,12 +103,6 @@ class Suspects:
         """What was written may be lost on one side: it stays suspect."""
         self._written.clear_all()
         self._flushing.clear_all()
-
-    def grow(self, size_bytes: int) -> None:
-        """The volume has become larger, and the file has room for it (Store.grow_maps)."""
-        self.found, self.rewritten, self._written, self._flushing = (
-            _grown(one, size_bytes) for one in (self.found, self.rewritten, self._written, self._flushing)
-        )
 
     def persist(self) -> None:
         """Make durable what is suspect now. Raises DeviceError."""
@@ -142,13 +136,6 @@ class Suspects:
         extents = [extent for extent in self.found.extents() if extent >= from_extent]
         some = extents[:MAP_EXTENTS_SENT_MAX]
         return encode_extents(self.found, some), extents[len(some)] if len(some) < len(extents) else None
-
-
-def _grown(blocks: DirtyMap, size_bytes: int) -> DirtyMap:
-    grown = DirtyMap(size_bytes)
-    for extent in blocks.extents():
-        grown.set_bits(extent, blocks.bits(extent))
-    return grown
 
 
 def encode_extents(blocks: DirtyMap, extents: Iterable[int]) -> list[list[object]]:

@@ -114,14 +114,18 @@ class Store:
         """
         assert self._data is not None, "without its data a replica can't grow"
         try:
-            geometry = Geometry(size_bytes)
-            self._metadata.make_room(geometry)
-            self.suspects.grow(geometry.pages)
-            self.unproven.grow(geometry.unproven_pages)
+            self._metadata.make_room(Geometry(size_bytes))
+            self.grow_maps(size_bytes)
             self._data.make_room(size_bytes, go_on)
         except BaseException:
             self.give_room_back()
             raise
+
+    def grow_maps(self, size_bytes: int) -> None:
+        """Make `suspects` and `unproven` large enough for a volume of this size, before that size is durable."""
+        geometry = Geometry(size_bytes)
+        self.suspects.grow(geometry.pages)
+        self.unproven.grow(geometry.unproven_pages)
 
     def give_room_back(self) -> None:
         """The volume does not grow: its files end where it ends, as far as they are its own."""

@@ -136,6 +136,7 @@ def standing(side: int, node: Node, policies: Policies = REFUSE_ALWAYS) -> Stand
         volume_id=node.volume.to_bytes(16, "big") if node.volume else NO_VOLUME,
         name="vol",
         size_bytes=2 * 4096,
+        next_size_bytes=0,
         kind=node.kind,
         role=node.role,
         disk=node.disk,
