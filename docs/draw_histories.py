@@ -64,6 +64,7 @@ class Story:
             volume_id=VOLUME,
             name="vol",
             size_bytes=1 << 30,
+            next_size_bytes=0,
             kind=Kind.ESTABLISHED,
             role=Role.SECONDARY,
             disk=DiskState.UP_TO_DATE,
