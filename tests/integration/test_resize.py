@@ -268,15 +268,17 @@ def rounds_of_death(cluster: Cluster, rng: random.Random, victim: str, rounds: i
 
 
 def test_the_secondary_is_promoted_in_the_middle_and_goes_on_with_what_it_has(cluster: Cluster) -> None:
-    """Killed before anything was agreed, or after: whoever serves next has the size that it recorded."""
-    a, b = cluster.pair("64M")
+    """The primary dies when it has room and its peer, which stands still, has not heard of it or just begins."""
+    a, b = cluster.pair("64M", peer_timeout_s=20.0)
     for replica in (a, b):
         replica.allow(PEER_LOST, UNANSWERED, CLIENT_GONE, "crash|promot|must not|not clean|no room")
     with a.client() as client:
         client.pwrite(PATTERN, 0)
+    b.freeze()
     with ask(a, NEW):
-        b.wait_status(resize=lambda resize: resize is not None)
+        a.wait_status(resize__next_size=NEW)
         cluster.kill_together(a)
+    b.thaw()
     b.promote()
     with b.client() as client:
         assert client.get_size() in (OLD, NEW)
