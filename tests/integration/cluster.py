@@ -453,6 +453,8 @@ def different_blocks(a: Path, b: Path, size_bytes: int | None = None) -> list[in
         while offset < end:
             # Where both are holes there is nothing to compare.
             offset = min(max(offset, _next_data(file.fileno(), offset) // chunk * chunk) for file in (left, right))
+            if offset >= end:
+                break
             left.seek(offset)
             right.seek(offset)
             one, two = left.read(chunk), right.read(chunk)
