@@ -147,12 +147,14 @@ class Machine:
     def create(self, join: bool) -> None:
         """A replica of its own, on an empty disk."""
         runtime = self._runtime(Process(self.name))
+        other = self.world.other(self).superblock() if join and self.world.other(self).disk.files else None
+        size_bytes = other.size_bytes if other is not None else self.world.size_bytes
         self.unclean = False
         self.disk.files.clear()
         self.disk.failing.clear()
         self.disk.full = False
-        superblock = _first_superblock(self.config, self.world.size_bytes, Wish(None, join=join), runtime)  # type: ignore[arg-type]
-        create_replica_files(self.directory, self.world.size_bytes, None, layout.encode_superblock(superblock))
+        superblock = _first_superblock(self.config, size_bytes, Wish(None, join=join), runtime)  # type: ignore[arg-type]
+        create_replica_files(self.directory, size_bytes, None, layout.encode_superblock(superblock))
         for file in self.disk.files.values():
             file.make_durable(file.snapshot())
 

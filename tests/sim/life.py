@@ -14,6 +14,7 @@ from typing import Any
 from tests.sim.cluster import Machine, World  # isort: skip  the limits come before the product
 
 from mirror.core.errors import ConnectionCut, MirrorError, NotPrimary
+from mirror.core.limits import EXTENT_BYTES
 from mirror.core.states import DiskState
 from nbd_server.volume import Volume
 from tests.sim.disk import SECTOR_BYTES
@@ -317,6 +318,14 @@ class Life:
 
     def _verify(self, machine: Machine, _number: float) -> None:
         machine.run("verify", lambda volume: volume._command({"command": "verify", "act": "start"}))
+
+    def _resize(self, machine: Machine, _number: float) -> None:
+        volume = machine.volume
+        if volume is not None:
+            size_bytes = volume._replica.size_bytes + self.scheduler.random.choice(
+                (4096, EXTENT_BYTES, 5 * EXTENT_BYTES)
+            )
+            machine.run(f"resize to {size_bytes}", lambda volume: volume.resize(size_bytes))
 
     def _fail_flush(self, machine: Machine, _number: float) -> None:
         machine.disk.failing["flush"] = 1

@@ -89,7 +89,7 @@ class Connection:
         self.names = names
         self.ends: list[Socket] = []
         self.silent = False
-        self.held: list[deque[bytes | None]] = [deque(), deque()]
+        self.held: list[deque[tuple[bytes | None, bool]]] = [deque(), deque()]
         self.due_s = [0.0, 0.0]
         self.stalled_until_s = 0.0
         self.lost = [False, False]
@@ -115,19 +115,19 @@ class Connection:
                     self.lost[side] = True
                     return
                 segment = changed
+        after_a_lost_one = self.lost[side] and segment is not None
+        if after_a_lost_one:
+            self.lost[side] = False
         if not links.passes(source, target):
-            self.held[side].append(segment)
+            self.held[side].append((segment, after_a_lost_one))
             return
-        self._arrive(side, segment)
+        self._arrive(side, segment, after_a_lost_one)
 
-    def _arrive(self, side: int, segment: bytes | None) -> None:
+    def _arrive(self, side: int, segment: bytes | None, after_a_lost_one: bool) -> None:
         scheduler = self.links.scheduler
         delay_s = self.links.latency_s * (0.2 + 1.6 * scheduler.random.random())
         self.due_s[side] = max(self.due_s[side], scheduler.now_s + delay_s, self.stalled_until_s)
         target = self.ends[1 - side]
-        after_a_lost_one = self.lost[side] and segment is not None
-        if after_a_lost_one:
-            self.lost[side] = False
 
         def deliver() -> None:
             if not self.silent:
@@ -148,7 +148,7 @@ class Connection:
         for side in (0, 1):
             if self.links.passes(self.names[side], self.names[1 - side]):
                 while self.held[side]:
-                    self._arrive(side, self.held[side].popleft())
+                    self._arrive(side, *self.held[side].popleft())
 
 
 class Socket:
@@ -222,7 +222,7 @@ class Socket:
             target = connection.ends[1 - self.side]
             if (
                 target.unread_bytes < WINDOW_BYTES
-                and not sum(map(len, filter(None, connection.held[self.side]))) > WINDOW_BYTES
+                and not sum(len(held or b"") for held, _ in connection.held[self.side]) > WINDOW_BYTES
             ):
                 break
             left_s = None if deadline_s is None else deadline_s - scheduler.now_s

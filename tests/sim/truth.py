@@ -295,7 +295,7 @@ class Truth:
                 and held.reign is other.reign is not None
             ):
                 sound = before.disk is DiskState.UP_TO_DATE and not held.discard_allowed
-                if sound and not other.machine.is_primary and known_equal(held, other):
+                if sound and not other.machine.is_primary and known_equal(held, other) and self._in_touch(held):
                     self.world.violate(
                         "memory-counts",
                         f"{held.name} kept its memory, and is about to be overwritten by {other.name}, which did not",
@@ -336,6 +336,12 @@ class Truth:
             if one.reign is not other.reign:
                 newest = max((one, other), key=lambda held: held.reign.number if held.reign else 0)
                 one.reign = other.reign = newest.reign
+
+    def _in_touch(self, held: Held) -> bool:
+        """Whether its process talks to the other one's of now, not to one that died in the middle of a handshake."""
+        processes = [held.machine.process, self.other(held).machine.process]
+        live = self.world.links.live()
+        return any(all(end.process in processes and not end.ended for end in one.ends) for one in live)
 
     def connected(self, held: Held) -> bool:
         """Whether its session lives, on both sides."""
@@ -511,6 +517,11 @@ class Truth:
 
     def check_equal(self) -> None:
         """Both say that they are in step: bit for bit, then."""
+        known = [held.known for held in self.held.values()]
+        sizes = {(one.size_bytes, one.next_size_bytes) for one in known if one is not None}
+        if len(sizes) != 1 or sizes.pop()[1]:
+            self.world.violate("equal-after-sync", f"the replicas are not of one size: {known}")
+            return
         one, two = (held.machine.data for held in self.held.values())
         suspects = self._suspects()
         for page in range(self.world.size_bytes // PAGE_BYTES):
