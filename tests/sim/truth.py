@@ -449,7 +449,10 @@ class Truth:
         attached = session is not None and not session.ended
         if self.world.protocol != "C" and attached and not operation.fua:
             return  # under way
-        if attached and self.connected(held) and other.power_cut_at < started and other.lost_at < started:
+        # A large trim goes in pieces: one may have gone before the peer came back, and be dirty.
+        whole = other.known is None or other.known.disk is not DiskState.INCONSISTENT
+        stayed = other.power_cut_at < started and other.lost_at < started
+        if attached and whole and stayed and self.connected(held):
             self.world.violate(
                 "ack-c", f"{held.name} answered write {operation.tag} while connected, and {other.name} never got it"
             )
