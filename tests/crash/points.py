@@ -216,6 +216,29 @@ CREATE = {
     "create-done": Point(_COMMAND + "_sync", AFTER, call=3),
 }
 
+_RESIZE = "mirror.resize:"
+RESIZE = {
+    "resize-begins": Point(_RESIZE + "make_room", BEFORE),
+    "resize-room": Point(_RESIZE + "make_room", AFTER),
+    "resize-first-copy": Point(_META_WRITE, AFTER, inside=_RESIZE + "record_next"),
+    "resize-torn": Point(_META_WRITE, TORN, inside=_RESIZE + "record_next"),
+    "resize-recorded": Point(_RESIZE + "record_next", AFTER),
+    "resize-peer-has-room": Point(_RESIZE + "Resize._ask_for_room", AFTER),
+    "resize-commits": Point(_RESIZE + "commit", BEFORE),
+    "resize-commit-first-copy": Point(_META_WRITE, AFTER, inside=_RESIZE + "commit"),
+    "resize-committed": Point(_RESIZE + "commit", AFTER),
+}
+
+# The secondary's part of it.
+RESIZE_PEER = {
+    "resize-peer-room": Point(_RESIZE + "make_room", AFTER),
+    "resize-peer-first-copy": Point(_META_WRITE, AFTER, inside=_RESIZE + "record_next"),
+    "resize-peer-recorded": Point(_RESIZE + "record_next", AFTER),
+    "resize-peer-commits": Point(_RESIZE + "Resize._commit_for_peer", BEFORE),
+    "resize-peer-commit-torn": Point(_META_WRITE, TORN, inside=_RESIZE + "commit"),
+    "resize-peer-committed": Point(_RESIZE + "Resize._commit_for_peer", AFTER),
+}
+
 INVALIDATE = {
     "void-begins": Point(_META + "write_superblock", BEFORE),
     "void-torn": Point(_META_WRITE, TORN, inside=_META + "write_superblock", call=1),
@@ -241,6 +264,8 @@ GROUPS = {
     "stop": STOP,
     "start": START,
     "disconnect": DISCONNECT,
+    "resize": RESIZE,
+    "resize-peer": RESIZE_PEER,
     "invalidate": INVALIDATE,
     "create": CREATE,
 }

@@ -23,6 +23,8 @@ BLOCKS = 320 * 256 - 1
 # Where nothing turns on the number of extents: few blocks, so that each is soon read back.
 FEW_BLOCKS = 4000
 EXTENTS_IN_LOG = 64
+# Not whole extents: the last one is grown, too.
+GROWTH_BYTES = 3 << 20
 
 
 class Stage:
@@ -31,6 +33,7 @@ class Stage:
     def __init__(self, cluster: Cluster, rng: random.Random, protocol: str, wide: bool) -> None:
         self.cluster, self.rng, self.protocol = cluster, rng, protocol
         self.blocks = BLOCKS if wide else FEW_BLOCKS
+        self.size_bytes = (BLOCKS + 1) * 4096
         self.point, self.whom = "", ""
         pair = cluster.created_pair(SIZE, protocol, activity_log_extents=EXTENTS_IN_LOG)
         self.primary, self.secondary = pair
@@ -341,6 +344,36 @@ class Stage:
         if (self.secondary.peek() or {}).get("connection") == "Standalone":
             self.secondary.command("connect")
         self.settle()
+
+    def resized(self, victim: Replica) -> None:
+        """Both have the old size or both have the new one; the old one can be grown again, and the data is there."""
+        old = self.size_bytes
+        self.size_bytes += GROWTH_BYTES
+        writer = self.writer()
+        self.arm(victim)
+        self.primary.command("resize", str(self.size_bytes), check=False, timeout_s=40)
+        self.wait_death(victim)
+        if victim is self.primary:
+            writer.ended_by_loss()
+        else:
+            writer.wait_answers(20)
+            writer.stop()
+        self.bring_back(victim)
+        self.choose_primary()
+        found = [(replica.peek() or {}).get("size") for replica in (self.primary, self.secondary)]
+        assert found in ([old, old], [self.size_bytes, self.size_bytes]), f"sizes {found} after {old}"
+        if found[0] == old:
+            self.primary.command("resize", str(self.size_bytes))
+        with self.primary.client(timeout_s=5) as client:
+            assert client.get_size() == self.size_bytes
+            client.pwrite(b"y" * 4096, self.size_bytes - 4096)
+        self.settle()
+
+    def resized_primary_dies(self) -> None:
+        self.resized(self.primary)
+
+    def resized_secondary_dies(self) -> None:
+        self.resized(self.secondary)
 
     def invalidated(self) -> None:
         """The command dies while it declares the secondary void; void or not, it comes back in step."""

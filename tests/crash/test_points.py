@@ -35,6 +35,8 @@ SCENARIOS: dict[str, Scenario] = {
     "stop": Stage.stopped,
     "start": Stage.started,
     "disconnect": Stage.disconnected,
+    "resize": Stage.resized_primary_dies,
+    "resize-peer": Stage.resized_secondary_dies,
     "invalidate": Stage.invalidated,
 }
 # Points that another scenario leads to than their group's.
