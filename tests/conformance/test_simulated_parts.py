@@ -44,7 +44,7 @@ def simulated_data(monkeypatch: pytest.MonkeyPatch) -> Callable[[], DataFile]:
         for module in STORE_MODULES:
             monkeypatch.setattr(module, "os", simulated_os)
         monkeypatch.setattr(data_file, "_fallocate", simulated_os.fallocate)
-        opened = DataFile(Path("/n0/data"), SimulatedRuntime(scheduler, Process("n0"), bytes(16)))  # type: ignore[arg-type]
+        opened = DataFile(Path("/n0/data"), SimulatedRuntime(scheduler, Process("n0"), bytes(16)), own=True)  # type: ignore[arg-type]
         opened.set_size(SIZE_BYTES)
         return opened
 
