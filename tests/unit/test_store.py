@@ -694,7 +694,7 @@ def test_a_volume_of_a_tebibyte_is_made_and_read_in_a_moment(make: Make) -> None
 def test_a_device_whose_pages_are_busy_is_zeroed_by_writing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """fallocate on a device that is held with O_EXCL gives EBUSY while pages are written back."""
     (tmp_path / "data").write_bytes(b"x" * 16384)
-    data = data_file.DataFile(tmp_path / "data", Runtime())
+    data = data_file.DataFile(tmp_path / "data", Runtime(), own=True)
     data.set_size(16384)
 
     def busy(*_: int) -> None:
