@@ -15,7 +15,7 @@ from mirror.core.activity_log import ActivityLog, DamagedLog, Rebuilt
 from mirror.core.dirty_map import DirtyMap
 from mirror.core.errors import DamagedRecord, UnknownVersion
 from mirror.core.layout import LogRecord, Superblock
-from mirror.core.limits import EXTENTS_PER_PAGE
+from mirror.core.map_pages import read_map_pages
 from mirror.core.recovery import Copies, Dirty, Recovery
 from mirror.core.states import DiskState
 from mirror.replica import state_at_rest
@@ -72,28 +72,19 @@ def read(directory: Path) -> Metadata:
 def _read_body(store: Store, superblock: Superblock) -> Body:
     store.set_size(superblock.size_bytes)
     raw_log = store.read_log()
-    dirty, damaged = _read_map(store, superblock.size_bytes)
+    dirty, _, unreadable = read_map_pages(store.read_map(), layout.decode_map_page, superblock.size_bytes)
+    # A ValueError: sound, but it names blocks behind the volume.
+    damaged = {
+        index: DamagedRecord(f"map page {index}", str(error)) if isinstance(error, ValueError) else error
+        for index, error in unreadable.items()
+    }
     log = ActivityLog.rebuild(raw_log, superblock.log_epoch)
     found = recovery.classify(superblock, log, list(damaged))
     suspects, damaged_suspects = DirtyMap(superblock.size_bytes), list[int]()
     if store.suspects.exists:
-        suspects, _, damaged_suspects = read_suspects(store, superblock.size_bytes)
+        found_suspects = read_suspects(store, superblock.size_bytes)
+        suspects, damaged_suspects = found_suspects.blocks, list(found_suspects.damaged)
     return Body([_log_record(raw) for raw in raw_log], log, dirty, damaged, found, suspects, damaged_suspects)
-
-
-def _read_map(store: Store, size_bytes: int) -> tuple[DirtyMap, dict[int, Damage]]:
-    dirty = DirtyMap(size_bytes)
-    damaged: dict[int, Damage] = {}
-    for index, raw in store.read_map():
-        try:
-            for extent, bits in enumerate(layout.decode_map_page(raw, index), index * EXTENTS_PER_PAGE):
-                if bits:
-                    dirty.set_bits(extent, bits)
-        except (DamagedRecord, UnknownVersion) as error:
-            damaged[index] = error
-        except ValueError as error:  # blocks behind the volume
-            damaged[index] = DamagedRecord(f"map page {index}", str(error))
-    return dirty, damaged
 
 
 def _superblock(raw: bytes) -> Superblock | Damage:

@@ -5,6 +5,7 @@ from typing import Any
 
 from mirror.core.errors import ProtocolError
 from mirror.core.layout import is_note
+from mirror.core.map_message import encode_part
 from mirror.core.wire import words
 from mirror.replica import Replica
 from mirror.suspects import decode_extents
@@ -29,7 +30,7 @@ class Driven:
         if type(from_extent) is not int:
             raise ProtocolError(f"{words(from_extent)} where an extent was due")
         with self._replica.books:
-            extents, further = self._replica.suspects.message(from_extent)
+            extents, further = encode_part(self._replica.suspects.found, from_extent)
         return {"extents": extents, "next": further}
 
     def _suspects_add(self, message: Message) -> None:

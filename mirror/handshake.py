@@ -16,11 +16,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from mirror.core import generation
-from mirror.core.dirty_map import DirtyMap
 from mirror.core.errors import OperatorError, PeerError, ProtocolError
 from mirror.core.generation import Action, Kind, Outcome, Standing
 from mirror.core.layout import IDENTIFIER_BYTES, is_name, is_note
 from mirror.core.limits import HISTORY_MAX, MAP_EXTENTS_SENT_MAX
+from mirror.core.map_message import add_map, encode_map
 from mirror.core.policy import ALLOWED, Policies, Policy
 from mirror.core.sizes import agreed_size
 from mirror.core.states import DiskEvent, DiskState, Role, disk_after
@@ -316,24 +316,6 @@ def own_map(replica: Replica, plan: Plan) -> list[Any] | str | None:
     return "all" if len(extents) > MAP_EXTENTS_SENT_MAX else encode_map(union, extents)
 
 
-def encode_map(dirty: DirtyMap, extents: list[int]) -> list[Any]:
-    """These extents of a map, as `add_map` reads them."""
-    return [[extent, f"{dirty.bits(extent):x}"] for extent in extents]
-
-
-def add_map(dirty: DirtyMap, their_map: object) -> None:
-    """Make dirty what the peer said is. Raises ProtocolError."""
-    if not isinstance(their_map, list) or len(their_map) > MAP_EXTENTS_SENT_MAX:
-        raise ProtocolError("the peer did not say what it changed")
-    try:
-        for extent, bits in their_map:
-            if type(extent) is not int:
-                raise ValueError(f"{words(extent)} where an extent was due")
-            dirty.set_bits(extent, int(bits, 16) | dirty.bits(extent))
-    except (TypeError, ValueError, IndexError) as error:
-        raise ProtocolError(f"a dirty map that can't be read: {error}") from error
-
-
 def prepare(replica: Replica, plan: Plan, their_map: object) -> None:
     """Make this side's part of the plan durable (duties g2 and g3). Raises MirrorError."""
     settle_size(replica, plan)
@@ -395,7 +377,7 @@ def _merge(replica: Replica, their_map: object) -> None:
         if their_map == "all":
             replica.dirty.mark_all()
             return
-        add_map(replica.dirty, their_map)
+        add_map(replica.dirty, their_map, "a dirty map", "the peer did not say what it changed")
 
 
 def finished_target(message: dict[str, Any]) -> dict[str, Any]:

@@ -11,9 +11,9 @@ from pathlib import Path
 from mirror.core import layout, recovery
 from mirror.core.activity_log import ActivityLog
 from mirror.core.dirty_map import DirtyMap
-from mirror.core.errors import DamagedRecord, OperatorError, UnknownVersion
+from mirror.core.errors import OperatorError
 from mirror.core.layout import Superblock
-from mirror.core.limits import EXTENTS_PER_PAGE
+from mirror.core.map_pages import read_map_pages
 from mirror.core.recovery import Dirty, Recovery
 from mirror.replica import FORGOTTEN, Replica
 from mirror.runtime import Runtime
@@ -45,9 +45,13 @@ def open_replica(
                 remedy=f'write name = "{superblock.name}" in volume.toml: a volume keeps the name it was created with',
             )
         store.set_size(superblock.size_bytes)
-        dirty, durable_map, damaged_pages = _read_map(store, superblock.size_bytes)
+        dirty, map_pages, damaged_pages = read_map_pages(
+            store.read_map(), layout.decode_map_page, superblock.size_bytes
+        )
+        for index, damage in damaged_pages.items():
+            log.error("page %d of the dirty map: %s", index, damage)
         ring = ActivityLog.rebuild(store.read_log(), superblock.log_epoch)
-        found = recovery.classify(superblock, ring, damaged_pages)
+        found = recovery.classify(superblock, ring, list(damaged_pages))
         _mark(dirty, found, superblock.size_bytes)
         for row in found.rows:
             log.info("start: %s (%s)", row.name, row.sentence)
@@ -68,7 +72,7 @@ def open_replica(
             tracked=tracked,
             crashed_primary=found.crashed_primary,
             kept_memory=kept,
-            durable_map=durable_map,
+            map_pages=map_pages,
             books=books,
             suspects=suspects,
             unproven=unproven,
@@ -99,27 +103,6 @@ def read_superblock(store: Store) -> tuple[Superblock, list[str]]:
     if choice.rewrite:
         store.write_superblock(layout.encode_superblock(choice.superblock))
     return choice.superblock, [choice.warning] if choice.warning else []
-
-
-def _read_map(store: Store, size_bytes: int) -> tuple[DirtyMap, dict[int, list[int]], list[int]]:
-    """The durable dirty map, the pages of it that hold something, and those that can't be read."""
-    dirty = DirtyMap(size_bytes)
-    durable: dict[int, list[int]] = {}
-    damaged = []
-    for index, raw in store.read_map():
-        try:
-            bits = layout.decode_map_page(raw, index)
-            if any(bits):
-                durable[index] = bits
-                for extent, one in enumerate(bits, index * EXTENTS_PER_PAGE):
-                    if one:
-                        dirty.set_bits(extent, one)
-        except (DamagedRecord, UnknownVersion, ValueError) as error:  # ValueError: it names blocks behind the volume
-            log.error("page %d of the dirty map: %s", index, error)
-            damaged.append(index)
-            # Nothing equals this, so the page is written again.
-            durable[index] = []
-    return dirty, durable, damaged
 
 
 def _mark(dirty: DirtyMap, found: Recovery, size_bytes: int) -> None:

@@ -363,21 +363,15 @@ class Primary:
                 return
             try:
                 # A power cut may tear this write like any other (invariant log-before-write).
-                first, last = self._hold_logged(start, len(whole))
+                extents = extents_of(start, len(whole))
+                self._log_writer.hold(*extents)
+                first, last = extents
                 self._store.write(whole, start, True)
                 self._store.read_into(whole, start)
             except DeviceError as second:
                 self.disk_failed(second)
         finally:
             self.unlock(ticket, first, last)
-
-    def _hold_logged(self, offset: int, length: int) -> tuple[int, int]:
-        first, last = extents_of(offset, length)
-        with self._books:
-            if self.replica.log.hold(first, last):
-                return first, last
-        self._log_writer.hold(first, last)
-        return first, last
 
     def disk_failed(self, error: DeviceError) -> bool:
         """The replica is Failed. True when the volume goes on through the peer's copy, which then knows about it."""

@@ -19,7 +19,7 @@ from mirror import handshake
 from mirror.core.dirty_map import DirtyMap
 from mirror.core.errors import LinkLost, MirrorError, ProtocolError
 from mirror.core.generation import Standing
-from mirror.core.limits import MAP_EXTENTS_SENT_MAX
+from mirror.core.map_message import add_map, encode_part
 from mirror.core.wire import MessageType, decode_object, words
 from mirror.handshake import Conversation
 from mirror.link import Stream, dial
@@ -98,7 +98,7 @@ def ask(stream: Stream, mine: Said, with_map: bool) -> Answer:
     if not with_map or said.standing.size_bytes != mine.standing.size_bytes:
         return Answer(said, None)
     dirty = DirtyMap(mine.standing.size_bytes)
-    handshake.add_map(dirty, told.get("map"))
+    _add_part(dirty, told)
     position = 0
     while (following := told.get("map_next")) is not None:
         # Each part lies behind the former one, so that this ends whatever the peer says.
@@ -106,8 +106,12 @@ def ask(stream: Stream, mine: Said, with_map: bool) -> Answer:
             raise ProtocolError(f"a part of a dirty map that begins at {words(following)}")
         position = following
         told = _ask_once(stream, {**question, "map_from": position})
-        handshake.add_map(dirty, told.get("map"))
+        _add_part(dirty, told)
     return Answer(said, dirty)
+
+
+def _add_part(dirty: DirtyMap, told: dict[str, Any]) -> None:
+    add_map(dirty, told.get("map"), "a dirty map", "the peer did not say what it changed")
 
 
 def _ask_once(stream: Stream, question: dict[str, Any]) -> dict[str, Any]:
@@ -139,12 +143,10 @@ def answer(stream: Stream, payload: bytes | memoryview, replica: Replica, say: C
             raise ProtocolError(f"a {header.type.name} message where a question was due")
 
 
-def _part(dirty: DirtyMap, start: object) -> tuple[list[Any], int | None]:
+def _part(dirty: DirtyMap, start: object) -> tuple[list[list[object]], int | None]:
     if not isinstance(start, int) or isinstance(start, bool):
         raise ProtocolError(f"{words(start)} where an extent's number was due")
-    extents = [extent for extent in dirty.extents() if extent >= start]
-    rest = extents[MAP_EXTENTS_SENT_MAX:]
-    return handshake.encode_map(dirty, extents[:MAP_EXTENTS_SENT_MAX]), rest[0] if rest else None
+    return encode_part(dirty, start)
 
 
 def _encode(said: Said) -> dict[str, Any]:

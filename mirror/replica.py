@@ -15,7 +15,9 @@ from mirror.core.dirty_map import DirtyMap
 from mirror.core.errors import DeviceError
 from mirror.core.layout import Superblock
 from mirror.core.limits import EXTENT_BYTES, EXTENTS_PER_PAGE
+from mirror.core.map_pages import Bitmaps
 from mirror.core.states import LEFT_BEHIND, DiskState, Role
+from mirror.durable_map import DurableMap
 from mirror.runtime import Lock, Runtime
 from mirror.store import Store
 from mirror.suspects import Suspects
@@ -25,8 +27,6 @@ log = logging.getLogger(__name__)
 
 # In place of the boot's identifier: this replica may have lost acknowledged writes and was not in step since.
 FORGOTTEN = bytes(16)
-
-CLEAN_PAGE = [0] * EXTENTS_PER_PAGE
 
 
 class Replica:
@@ -42,7 +42,7 @@ class Replica:
         tracked: bool,
         crashed_primary: bool,
         kept_memory: bool,
-        durable_map: dict[int, list[int]],
+        map_pages: dict[int, Bitmaps],
         books: Lock,
         suspects: Suspects,
         unproven: Unproven,
@@ -65,9 +65,8 @@ class Replica:
         self.log = activity_log
         self.unproven = unproven
         self.round = 1
-        self._durable_map = durable_map
+        self._durable = DurableMap(runtime, map_pages, layout.encode_map_page, store.write_map_pages)
         self._superblock_lock = runtime.lock()
-        self._map_lock = runtime.lock()
 
     @property
     def size_bytes(self) -> int:
@@ -158,37 +157,24 @@ class Replica:
 
     def persist_extents(self, extents: Iterable[int]) -> None:
         """Make the map's pages that hold these extents durable."""
-        self._persist({extent // EXTENTS_PER_PAGE for extent in extents})
+        self._durable.persist({extent // EXTENTS_PER_PAGE for extent in extents}, self._page)
 
     def persist_map(self) -> None:
         """Make the whole map durable: pages that hold something now, and pages that held something on disk."""
         with self.books:
             pages = {extent // EXTENTS_PER_PAGE for extents in self._maps() for extent in extents.extents()}
-        self._persist(pages | set(self._durable_map))
+        self._durable.persist(pages | self._durable.pages(), self._page)
 
     def _maps(self) -> tuple[DirtyMap, DirtyMap, DirtyMap]:
         return self.dirty, self.unstable, self.flushing
 
-    def _persist(self, pages: set[int]) -> None:
-        if not pages:
-            return
-        with self._map_lock:
-            changed: dict[int, list[int]] = {}
-            for page in sorted(pages):
-                first = page * EXTENTS_PER_PAGE
-                with self.books:
-                    bits = [
-                        self.dirty.bits(extent) | self.unstable.bits(extent) | self.flushing.bits(extent)
-                        for extent in range(first, first + EXTENTS_PER_PAGE)
-                    ]
-                if bits != self._durable_map.get(page, CLEAN_PAGE):
-                    changed[page] = bits
-            self.store.write_map_pages((page, layout.encode_map_page(page, bits)) for page, bits in changed.items())
-            for page, bits in changed.items():
-                if any(bits):
-                    self._durable_map[page] = bits
-                else:
-                    self._durable_map.pop(page, None)
+    def _page(self, page: int) -> Bitmaps:
+        first = page * EXTENTS_PER_PAGE
+        with self.books:
+            return [
+                self.dirty.bits(extent) | self.unstable.bits(extent) | self.flushing.bits(extent)
+                for extent in range(first, first + EXTENTS_PER_PAGE)
+            ]
 
     def not_in_step(self) -> DirtyMap:
         """A copy of everything that may differ from the peer; call with the books held."""

@@ -21,32 +21,29 @@ from collections.abc import Iterable
 
 from mirror.core import layout
 from mirror.core.dirty_map import DirtyMap
-from mirror.core.errors import DamagedRecord, ProtocolError, UnknownVersion
-from mirror.core.limits import EXTENTS_PER_PAGE, MAP_EXTENTS_SENT_MAX, RANGES_SHOWN_MAX
+from mirror.core.limits import EXTENTS_PER_PAGE, RANGES_SHOWN_MAX
+from mirror.core.map_message import add_map
+from mirror.core.map_pages import Bitmaps, FoundMap, read_map_pages
+from mirror.durable_map import DurableMap
 from mirror.runtime import Lock, Runtime
 from mirror.store import Store
 
 log = logging.getLogger(__name__)
 
-CLEAN_PAGE = [0] * EXTENTS_PER_PAGE
 Runs = list[tuple[int, int]]
 
 
 class Suspects:
     """Those of one replica. `any` is False as long as there are none: all that the hot path looks at."""
 
-    def __init__(
-        self, runtime: Runtime, store: Store, books: Lock, found: DirtyMap, durable: dict[int, list[int]]
-    ) -> None:
+    def __init__(self, runtime: Runtime, store: Store, books: Lock, found: DirtyMap, pages: dict[int, Bitmaps]) -> None:
         self.found = found
         self.any = bool(found.dirty_blocks)
         self.rewritten = DirtyMap(found.size_bytes)
         self._written = DirtyMap(found.size_bytes)
         self._flushing = DirtyMap(found.size_bytes)
-        self._store = store
         self._books = books
-        self._durable = durable
-        self._lock = runtime.lock()
+        self._durable = DurableMap(runtime, pages, layout.encode_suspects_page, store.suspects.write)
 
     def add(self, runs: Iterable[tuple[int, int]]) -> int:
         """Blocks found different; returns the bytes that were no suspects before."""
@@ -106,54 +103,23 @@ class Suspects:
 
     def persist(self) -> None:
         """Make durable what is suspect now. Raises DeviceError."""
-        with self._lock:
-            with self._books:
-                pages = {extent // EXTENTS_PER_PAGE for extent in self.found.extents()} | set(self._durable)
-                now = {page: self._page(page) for page in sorted(pages)}
-            changed = {page: bits for page, bits in now.items() if bits != self._durable.get(page, CLEAN_PAGE)}
-            if not changed:
-                return
-            self._store.suspects.write(
-                (page, layout.encode_suspects_page(page, bits)) for page, bits in changed.items()
-            )
-            for page, bits in changed.items():
-                if any(bits):
-                    self._durable[page] = bits
-                else:
-                    self._durable.pop(page, None)
+        with self._books:
+            pages = {extent // EXTENTS_PER_PAGE for extent in self.found.extents()}
+        self._durable.persist(pages | self._durable.pages(), self._page)
 
-    def _page(self, page: int) -> list[int]:
+    def _page(self, page: int) -> Bitmaps:
         first = page * EXTENTS_PER_PAGE
-        return [self.found.bits(extent) for extent in range(first, first + EXTENTS_PER_PAGE)]
+        with self._books:
+            return [self.found.bits(extent) for extent in range(first, first + EXTENTS_PER_PAGE)]
 
     def status(self) -> dict[str, object]:
         return {"bytes": self.found.dirty_bytes, **shown_ranges(self.found)}
 
-    # What replicas tell each other
-
-    def message(self, from_extent: int) -> tuple[list[list[object]], int | None]:
-        """Some of the suspects as [extent, bits in hex], and the extent to go on with, None when that was all."""
-        extents = [extent for extent in self.found.extents() if extent >= from_extent]
-        some = extents[:MAP_EXTENTS_SENT_MAX]
-        return encode_extents(self.found, some), extents[len(some)] if len(some) < len(extents) else None
-
-
-def encode_extents(blocks: DirtyMap, extents: Iterable[int]) -> list[list[object]]:
-    return [[extent, f"{blocks.bits(extent):x}"] for extent in extents]
-
 
 def decode_extents(value: object, size_bytes: int) -> Runs:
     """The runs that a peer named as [extent, bits in hex]. Raises ProtocolError."""
-    if not isinstance(value, list) or len(value) > MAP_EXTENTS_SENT_MAX:
-        raise ProtocolError("no list of blocks where suspects were due")
     blocks = DirtyMap(size_bytes)
-    try:
-        for extent, bits in value:
-            if type(extent) is not int or not isinstance(bits, str):
-                raise ValueError("no extent with its blocks")
-            blocks.set_bits(extent, int(bits, 16) | blocks.bits(extent))
-    except (TypeError, ValueError) as error:
-        raise ProtocolError(f"suspects that can't be read: {error}") from error
+    add_map(blocks, value, "suspects", "no list of blocks where suspects were due")
     return list(blocks.runs())
 
 
@@ -167,28 +133,15 @@ def shown_ranges(blocks: DirtyMap) -> dict[str, object]:
     return {"ranges": ranges, "more": False}
 
 
-def read_map(store: Store, size_bytes: int) -> tuple[DirtyMap, dict[int, list[int]], list[int]]:
-    """The durable suspects, the pages that hold some, and those that are damaged: all their blocks are suspect."""
-    found = DirtyMap(size_bytes)
+def read_map(store: Store, size_bytes: int) -> FoundMap:
+    """The durable suspects; all blocks of damaged pages are among them."""
+    found = read_map_pages(store.suspects.read(), layout.decode_suspects_page, size_bytes)
     geometry = layout.Geometry(size_bytes)
-    durable: dict[int, list[int]] = {}
-    damaged = []
-    for index, raw in store.suspects.read():
-        try:
-            bits = layout.decode_suspects_page(raw, index)
-            for extent, one in enumerate(bits, index * EXTENTS_PER_PAGE):
-                if one:
-                    durable[index] = bits
-                    found.set_bits(extent, one)
-        except (DamagedRecord, UnknownVersion, ValueError) as error:  # ValueError: it names blocks behind the volume
-            log.error("%s", error)
-            damaged.append(index)
-            # Nothing equals this, so the page is written again.
-            durable[index] = []
-    for index in damaged:
+    for index, error in found.damaged.items():
+        log.error("%s", error)
         for extent in geometry.extents_of_page(index):
-            found.mark_extent(extent)
-    return found, durable, damaged
+            found.blocks.mark_extent(extent)
+    return found
 
 
 def open_suspects(runtime: Runtime, store: Store, books: Lock, size_bytes: int) -> tuple[Suspects, list[str]]:
@@ -201,10 +154,10 @@ def open_suspects(runtime: Runtime, store: Store, books: Lock, size_bytes: int) 
             path = store.suspects.path
             notes = [f"{path} was missing: what it may have held is forgotten, and `nbdmirror verify` finds it again"]
         return Suspects(runtime, store, books, DirtyMap(size_bytes), {}), notes
-    found, durable, damaged = read_map(store, size_bytes)
-    suspects = Suspects(runtime, store, books, found, durable)
-    if not damaged:
+    found = read_map(store, size_bytes)
+    suspects = Suspects(runtime, store, books, found.blocks, found.pages)
+    if not found.damaged:
         return suspects, []
     suspects.persist()
-    pages = ", ".join(map(str, damaged[:8]))
+    pages = ", ".join(map(str, list(found.damaged)[:8]))
     return suspects, [f"pages of {store.suspects.path} can't be read: all their blocks are suspect (pages {pages})"]

@@ -19,12 +19,13 @@ from mirror.compare import Comparer
 from mirror.core.dirty_map import DirtyMap
 from mirror.core.errors import ConnectionCut, LinkLost, MirrorError, NotPrimary, OperatorError, ProtocolError
 from mirror.core.limits import MAP_EXTENTS_SENT_MAX, RESYNC_STABLE_BYTES, VERIFY_NOTE_INTERVAL_S
+from mirror.core.map_message import encode_map
 from mirror.core.states import ConnectionState, Role
 from mirror.core.wire import words
 from mirror.primary import Gate, Primary
 from mirror.proof import Proof
 from mirror.session import Session
-from mirror.suspects import decode_extents, encode_extents
+from mirror.suspects import decode_extents
 from mirror.unproven import decode_runs, encode_runs
 from mirror.verify_run import Run, State, Wish
 
@@ -40,16 +41,7 @@ SUSPECTS_INTERVAL_S = 0.5
 # A role that is being left is left by then.
 RETIRED_S = 0.5
 REQUEST_KEYS = ("act", "repair", "rate", "suspects_only", "restart")
-OPERATIONS = (
-    "suspects_add",
-    "suspects_clear",
-    "suspects_get",
-    "unproven_get",
-    "proven",
-    "verify_note",
-    "proof_state",
-    "verify",
-)
+OPERATIONS = (*driven.OPERATIONS, "verify")
 
 
 class Verifier:
@@ -228,7 +220,7 @@ class Verifier:
             blocks.mark(*run)
         extents = blocks.extents()
         for at in range(0, len(extents), MAP_EXTENTS_SENT_MAX):
-            some = encode_extents(blocks, extents[at : at + MAP_EXTENTS_SENT_MAX])
+            some = encode_map(blocks, extents[at : at + MAP_EXTENTS_SENT_MAX])
             session.request(operation, REQUEST_TIMEOUT_S, extents=some)
 
     # The proof

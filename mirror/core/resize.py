@@ -1,12 +1,10 @@
 """What may be asked of a volume's size: one table. How a resize goes is told in mirror.core.sizes."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
 
 from mirror.core.layout import size_is_right
 from mirror.core.limits import BLOCK_BYTES
-from mirror.core.states import Allowed, ConnectionState, DiskState, Refused, Role, Verdict
+from mirror.core.states import Allowed, ConnectionState, DiskState, Refused, Role, Row, Verdict, verdict_by
 
 
 @dataclass(frozen=True)
@@ -23,14 +21,8 @@ class Wish:
     alone: bool
 
 
-class Row(NamedTuple):
-    """One row: it answers when `fits` says so and no row above did. {w} in a reason is the wish."""
-
-    fits: Callable[[Wish], bool]
-    verdict: Verdict
-
-
-TABLE = (
+# {w} in a reason is the wish.
+TABLE: tuple[Row[Wish], ...] = (
     Row(
         lambda w: w.role is Role.SECONDARY,
         Refused("secondary", "this replica is secondary", "resize on the primary; both replicas grow by it"),
@@ -88,7 +80,7 @@ TABLE = (
 
 def may_grow(wish: Wish) -> Verdict:
     """May the volume grow?"""
-    verdict = next(row.verdict for row in TABLE if row.fits(wish))
+    verdict = verdict_by(TABLE, wish)
     if isinstance(verdict, Refused):
         return verdict._replace(reason=verdict.reason.format(w=wish))
     return verdict

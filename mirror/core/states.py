@@ -12,7 +12,7 @@ wishes, and no test could walk over all of them.
 import enum
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Generic, NamedTuple, TypeVar
 
 from mirror.core.errors import OperatorError
 
@@ -160,10 +160,14 @@ class Situation:
         return self.connection in LINKED
 
 
-class Row(NamedTuple):
+# All that the rows of a table of wishes look at.
+Wish = TypeVar("Wish")
+
+
+class Row(NamedTuple, Generic[Wish]):
     """One row of a table of wishes: it answers when `fits` says so and no row above did."""
 
-    fits: Callable[[Situation], bool]
+    fits: Callable[[Wish], bool]
     verdict: Verdict
 
 
@@ -176,7 +180,7 @@ STOPPED_PRIMARY_WARNING = (
     "the reach of this one, both sides move on and one side's changes will have to go"
 )
 
-PROMOTE = (
+PROMOTE: tuple[Row[Situation], ...] = (
     Row(
         lambda s: s.disk is _D.FAILED,
         Refused(
@@ -234,7 +238,7 @@ PROMOTE = (
     Row(lambda _: True, Allowed("known-newest")),
 )
 
-DEMOTE = (
+DEMOTE: tuple[Row[Situation], ...] = (
     Row(lambda s: s.role is Role.SECONDARY, Allowed("already-secondary")),
     Row(
         lambda s: s.clients > 0 and not s.force,
@@ -251,7 +255,7 @@ DEMOTE = (
     Row(lambda _: True, Allowed("demote")),
 )
 
-SWITCH = (
+SWITCH: tuple[Row[Situation], ...] = (
     Row(
         lambda s: not s.linked,
         Refused("not-connected", "the peer is not connected", "connect them, or `promote` the one that is left"),
@@ -277,7 +281,7 @@ SWITCH = (
     Row(lambda _: True, Allowed("switch")),
 )
 
-CONNECT = (
+CONNECT: tuple[Row[Situation], ...] = (
     Row(
         lambda s: s.discard and s.role is Role.PRIMARY,
         Refused("discard-on-primary", "a primary can't discard its data while it serves it", "demote it first"),
@@ -295,7 +299,7 @@ CONNECT = (
     Row(lambda _: True, Allowed("connect")),
 )
 
-DISCONNECT = (
+DISCONNECT: tuple[Row[Situation], ...] = (
     Row(lambda s: s.connection is ConnectionState.STANDALONE, Allowed("already-standalone")),
     Row(
         lambda s: s.connection is ConnectionState.SYNC_TARGET or s.disk is _D.INCONSISTENT,
@@ -322,12 +326,12 @@ def may_promote(
     situation = Situation(
         Role.SECONDARY, disk, connection, peer_role, force=force, primary_left_in_order=primary_left_in_order
     )
-    return _verdict(PROMOTE, situation)
+    return verdict_by(PROMOTE, situation)
 
 
 def may_demote(role: Role, clients: int, force: bool = False) -> Verdict:
     """May a replica with this many connected clients stop being primary?"""
-    return _verdict(DEMOTE, Situation(role, _D.UP_TO_DATE, ConnectionState.STANDALONE, clients=clients, force=force))
+    return verdict_by(DEMOTE, Situation(role, _D.UP_TO_DATE, ConnectionState.STANDALONE, clients=clients, force=force))
 
 
 def may_switch(
@@ -338,21 +342,22 @@ def may_switch(
     peer_disk: DiskState | None,
 ) -> Verdict:
     """May the two replicas swap their roles? The answer is the same on either side."""
-    return _verdict(SWITCH, Situation(role, disk, connection, peer_role, peer_disk))
+    return verdict_by(SWITCH, Situation(role, disk, connection, peer_role, peer_disk))
 
 
 def may_connect(role: Role, disk: DiskState, connection: ConnectionState, discard: bool = False) -> Verdict:
     """May a replica begin to look for its peer, and offer to give up its own changes?"""
-    return _verdict(CONNECT, Situation(role, disk, connection, discard=discard))
+    return verdict_by(CONNECT, Situation(role, disk, connection, discard=discard))
 
 
 def may_disconnect(role: Role, disk: DiskState, connection: ConnectionState) -> Verdict:
     """May a replica leave its peer until it is told to connect?"""
-    return _verdict(DISCONNECT, Situation(role, disk, connection))
+    return verdict_by(DISCONNECT, Situation(role, disk, connection))
 
 
-def _verdict(table: tuple[Row, ...], situation: Situation) -> Verdict:
+def verdict_by(table: tuple[Row[Wish], ...], wish: Wish) -> Verdict:
+    """The first row that fits answers."""
     for row in table:
-        if row.fits(situation):
+        if row.fits(wish):
             return row.verdict
     raise AssertionError("the last row of every table fits everything")

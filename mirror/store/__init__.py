@@ -22,7 +22,7 @@ from mirror.core.layout import (
 from mirror.core.limits import EXTENTS_PER_PAGE, LOG_RING_RECORDS
 from mirror.runtime import Runtime
 from mirror.store.data_file import DataFile
-from mirror.store.files import failed, open_file, write_all
+from mirror.store.files import failed, flush_directory, write_all
 from mirror.store.map_file import MapFile, fill
 from mirror.store.metadata_file import MetadataFile, write_clean_pages
 
@@ -166,7 +166,7 @@ def create_replica_files(directory: Path, size_bytes: int, backing: Path | None,
         _make(directory / SUSPECTS_NAME, made, lambda fd: fill(fd, geometry.pages, _blank_suspects))
         _make(directory / UNPROVEN_NAME, made, lambda fd: fill(fd, geometry.unproven_pages, _blank_unproven))
         _make(directory / META_NAME, made, lambda fd: _write_first_metadata(fd, size_bytes, superblock))
-        _sync_directory(directory)
+        flush_directory(directory)
     except BaseException:
         for path in made:
             path.unlink(missing_ok=True)
@@ -207,14 +207,3 @@ def _write_first_metadata(fd: int, size_bytes: int, superblock: bytes) -> None:
     os.fdatasync(fd)
     for offset in geometry.superblock_offsets:
         write_all(fd, superblock, offset)
-
-
-def _sync_directory(directory: Path) -> None:
-    """Make the names in it durable."""
-    fd = open_file(directory, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(fd)
-    except OSError as error:
-        raise failed(directory, "flush", error) from error
-    finally:
-        os.close(fd)

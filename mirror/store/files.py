@@ -1,10 +1,14 @@
 """Positioned system calls on the replica's files: whole or an error, and the error names the file."""
 
 import errno as codes
+import logging
 import os
 from pathlib import Path
 
 from mirror.core.errors import DeviceError, OperatorError
+from mirror.core.limits import RECORD_BYTES
+
+log = logging.getLogger(__name__)
 
 # Contents, byte by byte.
 Buffer = bytes | bytearray | memoryview
@@ -51,3 +55,26 @@ def read_all(fd: int, length: int, offset: int) -> bytes:
         length -= len(part)
         offset += len(part)
     return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
+def read_records(path: Path, fd: int, count: int, offset: int) -> list[bytes]:
+    """Records as they are; one that can't be read is as good as damaged, and costs none of its neighbours."""
+    try:
+        whole = read_all(fd, count * RECORD_BYTES, offset)
+    except OSError as error:
+        if count > 1:
+            return [read_records(path, fd, 1, offset + index * RECORD_BYTES)[0] for index in range(count)]
+        log.warning("%s can't be read at %d: %s", path, offset, error.strerror)
+        return [b""]
+    return [whole[at : at + RECORD_BYTES] for at in range(0, count * RECORD_BYTES, RECORD_BYTES)]
+
+
+def flush_directory(directory: Path) -> None:
+    """Make the names in it durable. Raises OperatorError, DeviceError."""
+    fd = open_file(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(fd)
+    except OSError as error:
+        raise failed(directory, "flush", error) from error
+    finally:
+        os.close(fd)

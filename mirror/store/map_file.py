@@ -15,7 +15,7 @@ from pathlib import Path
 
 from mirror.core.limits import METADATA_PIECE_BYTES, RECORD_BYTES
 from mirror.runtime import Runtime
-from mirror.store.files import failed, open_file, read_all, write_all
+from mirror.store.files import failed, flush_directory, read_records, write_all
 
 log = logging.getLogger(__name__)
 
@@ -62,11 +62,7 @@ class MapFile:
             finally:
                 os.close(fd)
             os.rename(new, self.path)
-            directory = open_file(self.path.parent, os.O_RDONLY | os.O_DIRECTORY)
-            try:
-                os.fsync(directory)
-            finally:
-                os.close(directory)
+            flush_directory(self.path.parent)
         except OSError as error:
             raise failed(self.path, "make", error) from error
         self._fd = self._open()
@@ -76,17 +72,8 @@ class MapFile:
         assert self._fd is not None, f"{self.path} was not made"
         step = METADATA_PIECE_BYTES // RECORD_BYTES
         for first in range(0, self.pages, step):
-            yield from enumerate(self._read_pages(first, min(step, self.pages - first)), first)
-
-    def _read_pages(self, first: int, count: int) -> list[bytes]:
-        assert self._fd is not None
-        try:
-            whole = read_all(self._fd, count * RECORD_BYTES, first * RECORD_BYTES)
-        except OSError:
-            if count > 1:
-                return [self._read_pages(first + index, 1)[0] for index in range(count)]
-            return [b""]
-        return [whole[at : at + RECORD_BYTES] for at in range(0, count * RECORD_BYTES, RECORD_BYTES)]
+            count = min(step, self.pages - first)
+            yield from enumerate(read_records(self.path, self._fd, count, first * RECORD_BYTES), first)
 
     def write(self, pages: Iterable[tuple[int, bytes]]) -> None:
         """Write these (number, page), then make them durable together. Raises DeviceError."""

@@ -18,7 +18,7 @@ from pathlib import Path
 from mirror.core.layout import Geometry, blank_log_record, encode_map_page
 from mirror.core.limits import EXTENTS_PER_PAGE, LOG_RING_RECORDS, METADATA_PIECE_BYTES, RECORD_BYTES
 from mirror.runtime import Runtime
-from mirror.store.files import failed, open_file, read_all, write_all
+from mirror.store.files import failed, open_file, read_records, write_all
 
 log = logging.getLogger(__name__)
 
@@ -43,15 +43,7 @@ class MetadataFile:
         return self.geometry
 
     def _read_records(self, count: int, offset: int) -> list[bytes]:
-        """Records as they are; one that can't be read is as good as damaged, and costs none of its neighbours."""
-        try:
-            whole = read_all(self._fd, count * RECORD_BYTES, offset)
-        except OSError as error:
-            if count > 1:
-                return [self._read_records(1, offset + index * RECORD_BYTES)[0] for index in range(count)]
-            log.warning("%s can't be read at %d: %s", self.path, offset, error.strerror)
-            return [b""]
-        return [whole[at : at + RECORD_BYTES] for at in range(0, count * RECORD_BYTES, RECORD_BYTES)]
+        return read_records(self.path, self._fd, count, offset)
 
     def read_superblock_copies(self) -> tuple[bytes, bytes]:
         first, second = self._read_records(2, Geometry.superblock_offsets[0])
