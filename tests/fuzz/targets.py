@@ -38,6 +38,7 @@ from mirror.core.layout import (
     ring_position,
 )
 from mirror.core.limits import HEADER_BYTES, KIB, LOG_RING_RECORDS, MIB, RECORD_BYTES, REQUEST_BYTES_MAX
+from mirror.core.map_message import add_map
 from mirror.core.policy import Policies
 from mirror.core.recovery import choose_superblock
 from mirror.link import RECEIVE_BUFFER_BYTES, Stream
@@ -547,7 +548,7 @@ def check_question(raw: bytes) -> None:
         return
     for read in (
         lambda: questions._part(replica().dirty, message.get("map_from")),
-        lambda: handshake.add_map(DirtyMap(8 * MIB), message.get("map")),
+        lambda: add_map(DirtyMap(8 * MIB), message.get("map"), "a dirty map", "no map"),
     ):
         try:
             read()

@@ -465,6 +465,13 @@ def different_blocks(a: Path, b: Path, size_bytes: int | None = None) -> list[in
     return found
 
 
+def write(replica: "Replica", data: bytes, offset: int = 0) -> None:
+    """As a client of its own: written and flushed, or an error within two seconds."""
+    with replica.client(timeout_s=2) as client:
+        client.pwrite(data, offset)
+        client.flush()
+
+
 def assert_equal_copies(a: Replica, b: Replica) -> None:
     """Both data files hold the same bytes. Call it after a flush or a stop, or compare moving targets."""
     blocks = different_blocks(a.data_path, b.data_path)

@@ -4,18 +4,12 @@ import json
 import random
 from typing import Any
 
-from tests.integration.cluster import PEER_LOST, Cluster, Replica, assert_equal_copies
+from tests.integration.cluster import PEER_LOST, Cluster, Replica, assert_equal_copies, write
 from tests.integration.processes import free_port
 from tests.integration.test_cli_usage import on_terminal
 
 MIB = 1 << 20
 SPLIT = PEER_LOST + "|split.brain|discard|promot|primary|outdated|policy|alone"
-
-
-def write(replica: Replica, data: bytes, offset: int) -> None:
-    with replica.client(timeout_s=2) as client:
-        client.pwrite(data, offset)
-        client.flush()
 
 
 def split(cluster: Cluster, rng: random.Random) -> tuple[Replica, Replica]:

@@ -5,16 +5,10 @@ from dataclasses import dataclass
 
 import pytest
 
-from tests.integration.cluster import PEER_LOST, Cluster, Replica, assert_equal_copies, different_blocks
+from tests.integration.cluster import PEER_LOST, Cluster, Replica, assert_equal_copies, different_blocks, write
 
 MIB = 1 << 20
 SPLIT = PEER_LOST + "|split.brain|discard|promot|primary|outdated|policy"
-
-
-def write(replica: Replica, data: bytes, offset: int) -> None:
-    with replica.client(timeout_s=2) as client:
-        client.pwrite(data, offset)
-        client.flush()
 
 
 def part(cluster: Cluster, rng: random.Random, a_mib: int, b_mib: int, **policies: str) -> tuple[Replica, Replica]:

@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from tests.integration.cluster import PEER_LOST, Cluster, Replica, assert_equal_copies, different_blocks
+from tests.integration.cluster import PEER_LOST, Cluster, Replica, assert_equal_copies, different_blocks, write
 from tests.integration.network import Network
 
 MIB = 1 << 20
@@ -20,12 +20,6 @@ def say_split_brain(*replicas: Replica) -> None:
             connection=lambda state: state not in ("Connected", "SyncSource", "SyncTarget"),
             warnings=lambda said: "split brain" in " ".join(said) and "--discard-my-data" in " ".join(said),
         )
-
-
-def write(replica: Replica, data: bytes, offset: int) -> None:
-    with replica.client(timeout_s=2) as client:
-        client.pwrite(data, offset)
-        client.flush()
 
 
 def split(cluster: Cluster, rng: random.Random) -> tuple[Replica, Replica, Network, dict[str, bytes]]:

@@ -2,17 +2,11 @@
 
 import random
 
-from tests.integration.cluster import PEER_LOST, Cluster, Replica, assert_equal_copies
+from tests.integration.cluster import PEER_LOST, Cluster, Replica, assert_equal_copies, write
 from tests.integration.network import Network
 
 MIB = 1 << 20
 ALLOWED = PEER_LOST + r"|promot|old primary|outdated|split.brain|discard|insecure|alone|not loopback"
-
-
-def write(replica: Replica, data: bytes, offset: int = 0) -> None:
-    with replica.client(timeout_s=2) as client:
-        client.pwrite(data, offset)
-        client.flush()
 
 
 def pair(cluster: Cluster, network: Network | None = None, **configuration: object) -> tuple[Replica, Replica]:

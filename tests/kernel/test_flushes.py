@@ -64,13 +64,6 @@ class LoggedNode(Node):
 
 
 @pytest.fixture
-def network(cluster: Cluster) -> GuestNetwork:
-    network = GuestNetwork()
-    cluster.at_end(network.close)
-    return network
-
-
-@pytest.fixture
 def node(cluster: Cluster, network: GuestNetwork, rng: random.Random, tmp_path: Path) -> LoggedNode:
     node = LoggedNode(network, tmp_path, new_history(rng))
     cluster.at_end(node.close)

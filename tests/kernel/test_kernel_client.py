@@ -46,13 +46,6 @@ class KernelClient:
 
 
 @pytest.fixture
-def network(cluster: Cluster) -> GuestNetwork:
-    network = GuestNetwork()
-    cluster.at_end(network.close)
-    return network
-
-
-@pytest.fixture
 def guest(cluster: Cluster, network: GuestNetwork, tmp_path: Path) -> Guest:
     guest = Guest(network, tmp_path)
     cluster.at_end(guest.close)

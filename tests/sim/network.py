@@ -6,7 +6,6 @@ connections overtake each other. A cut holds segments back (TCP repeats them) un
 """
 
 import errno
-import os
 import socket as real_socket
 from collections import deque
 from collections.abc import Callable
@@ -41,7 +40,6 @@ class Links:
         self.descriptors: dict[int, Any] = {}
         # Told of a connection that reads on after a message of it was lost.
         self.on_gap: Callable[[Connection], None] = lambda connection: None
-        self.note: Callable[[str], None] = lambda text: None
         self._next = 1000
 
     def descriptor(self, owner: object) -> int:
@@ -451,6 +449,3 @@ def stray(links: Links, direction: tuple[str, str]) -> Callable[[bytes], bytes]:
 
 def drop(_segment: bytes) -> None:
     return None
-
-
-assert os.name == "posix"

@@ -101,24 +101,23 @@ class Runbook:
         if self._settled():
             return True
         if not any(self._is_sound(machine) for machine in (one, two)):
-            # A broken disk and a copy that is not whole: two failures at once, only a backup helps.
-            self.world.note("", "the volume is lost to two failures")
-            self.life.finished = True
-            return False
+            return self._give_up()
         for machine in (one, two):
             volume = machine.volume
             if volume is not None and volume._replica.superblock.disk is DiskState.FAILED:
-                other = self.world.other(machine)
-                if self._is_sound(other):
-                    self._act(machine, "stop for a new disk", lambda volume: volume.stop(3.0))
-                    machine.kill("taken down for a new disk")
-                    self.life.killed(machine)
-                    return False
-                # A broken disk and a copy that is not whole: two failures at once, only a backup helps.
-                self.world.note("", "the volume is lost to two failures")
-                self.life.finished = True
+                if not self._is_sound(self.world.other(machine)):
+                    return self._give_up()
+                self._act(machine, "stop for a new disk", lambda volume: volume.stop(3.0))
+                machine.kill("taken down for a new disk")
+                self.life.killed(machine)
                 return False
         self._reconnect(one, two)
+        return False
+
+    def _give_up(self) -> bool:
+        """A broken disk and a copy that is not whole: two failures at once, only a backup helps."""
+        self.world.note("", "the volume is lost to two failures")
+        self.life.finished = True
         return False
 
     def _reconnect(self, one: Machine, two: Machine) -> None:

@@ -257,9 +257,6 @@ class Lock:
             self._scheduler.wake(task)
         self._waiting.clear()
 
-    def locked(self) -> bool:
-        return self._held
-
     def __enter__(self) -> bool:
         return self.acquire()
 

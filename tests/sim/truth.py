@@ -72,8 +72,6 @@ class Held:
     log_extents: frozenset[int] = frozenset()
     log_damaged: bool = False
     durable_dirty: dict[int, int] = field(default_factory=dict)
-    source: "Held | None" = None
-    suspect: bool = False
 
     @property
     def name(self) -> str:
@@ -263,7 +261,7 @@ class Truth:
     def _bookkeeping_counts(self, held: Held, other: Held) -> bool:
         """Whether the two share a ground since which both keep books, and this one's will be used."""
         one, two = held.known, other.known
-        if one is None or two is None or other.suspect or held.suspect:
+        if one is None or two is None:
             return False
         if not (one.met_peer and two.met_peer) or one.volume_id != two.volume_id:
             return False
@@ -281,7 +279,6 @@ class Truth:
         if before is None:
             return
         if now.disk is DiskState.INCONSISTENT and before.disk is not DiskState.INCONSISTENT:
-            held.source = other
             ahead = {key: value for key, value in held.has.items() if key > 0 and value > other.has.get(key, 0)}
             if ahead and not self._discards(held, set(ahead)) and before.kind is not Kind.JOINING:
                 self.world.violate(
@@ -295,7 +292,7 @@ class Truth:
                 and held.reign is other.reign is not None
             ):
                 sound = before.disk is DiskState.UP_TO_DATE and not held.discard_allowed
-                if sound and not other.machine.is_primary and known_equal(held, other) and self._in_touch(held):
+                if sound and not other.machine.is_primary and _known_equal(held, other) and self._in_touch(held):
                     self.world.violate(
                         "memory-counts",
                         f"{held.name} kept its memory, and is about to be overwritten by {other.name}, which did not",
@@ -575,12 +572,9 @@ def _same(one: dict[int, int], other: dict[int, int]) -> bool:
     return all(one.get(key, 0) == other.get(key, 0) for key in {*one, *other} if key > 0)
 
 
-def known_equal(one: Held, other: Held) -> bool:
+def _known_equal(one: Held, other: Held) -> bool:
     """Both durably stand at one generation, so that neither knows of anything that the other one lacks."""
-    assert one.known is not None
-    return other.known is not None and one.known.volume_id == other.known.volume_id and _ground(one) == _ground(other)
-
-
-def _ground(held: Held) -> int:
-    assert held.known is not None
-    return held.known.current
+    mine, theirs = one.known, other.known
+    return (
+        mine is not None and theirs is not None and (mine.volume_id, mine.current) == (theirs.volume_id, theirs.current)
+    )

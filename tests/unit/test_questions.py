@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from mirror import handshake, questions
+from mirror.core import map_message
 from mirror.core.dirty_map import DirtyMap
 from mirror.core.errors import MirrorError, ProtocolError
 from mirror.core.limits import BLOCK_BYTES, EXTENT_BYTES
@@ -69,7 +70,7 @@ def test_a_large_map_comes_in_parts(two: tuple[Volume, Volume], monkeypatch: pyt
     replica = first._replica
     with replica.books:
         replica.dirty.mark_all()
-    monkeypatch.setattr(questions, "MAP_EXTENTS_SENT_MAX", 1)
+    monkeypatch.setattr(map_message, "MAP_EXTENTS_SENT_MAX", 1)
     assert first.size_bytes > EXTENT_BYTES, "more than one part"
     dirty = peer_of(second).questions.ask(False, with_map=True)[1].dirty
     assert dirty is not None
