@@ -99,7 +99,9 @@ def _look(directory: Path, served: bool) -> Findings:
 def _show_suspects(directory: Path, body: Body, findings: Findings) -> None:
     findings.section(str(directory / SUSPECTS_NAME))
     for page in body.damaged_suspects:
-        findings.damaged(f"page {page}", f"page {page} of the suspects", "it can't be read: all its blocks are suspect")
+        findings.damaged(
+            f"page {page}", f"page {page} of the suspects", "it can't be read: its extents are compared again"
+        )
     suspect_bytes = body.suspects.dirty_bytes
     findings.add("suspects", f"{suspect_bytes} bytes were found different" if suspect_bytes else "none")
 

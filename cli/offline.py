@@ -20,7 +20,6 @@ from mirror.core.recovery import Copies, Dirty, Recovery
 from mirror.core.states import DiskState
 from mirror.replica import state_at_rest
 from mirror.store import Store
-from mirror.suspects import read_map as read_suspects
 from mirror.suspects import shown_ranges
 from nbd_server.config import Config
 from nbd_server.status import iso_time, last_resync, last_verify, resize, suspects_warning
@@ -82,8 +81,8 @@ def _read_body(store: Store, superblock: Superblock) -> Body:
     found = recovery.classify(superblock, log, list(damaged))
     suspects, damaged_suspects = DirtyMap(superblock.size_bytes), list[int]()
     if store.suspects.exists:
-        found_suspects = read_suspects(store, superblock.size_bytes)
-        suspects, damaged_suspects = found_suspects.blocks, list(found_suspects.damaged)
+        pages = read_map_pages(store.suspects.read(), layout.decode_suspects_page, superblock.size_bytes)
+        suspects, damaged_suspects = pages.blocks, list(pages.damaged)
     return Body([_log_record(raw) for raw in raw_log], log, dirty, damaged, found, suspects, damaged_suspects)
 
 

@@ -7,13 +7,14 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from mirror.core.errors import DeviceError, LinkLost
-from mirror.core.wire import MessageType
+from mirror.core.wire import Flag, MessageType
 from mirror.link import Stream
 from mirror.session import Session
 
 
 class Change(NamedTuple):
-    """`apply(*arguments)` carries it out here. The payload is the client's buffer, valid until the answer.
+    """`apply(*arguments)` carries it out here; the last argument says whether durably. The payload is the client's
+    buffer, valid until the answer.
 
     `payload_crc` was taken when the client's request came in: whatever happens to the payload from then on, in this
     process or on the way, the peer sees it before it writes.
@@ -27,6 +28,10 @@ class Change(NamedTuple):
     apply: Callable[..., None]
     arguments: tuple[Any, ...]
     payload_crc: int = 0
+
+    def made_durable(self) -> "Change":
+        """The same, stable on both sides before it is answered."""
+        return self._replace(flags=self.flags | Flag.FUA, arguments=(*self.arguments[:-1], True))
 
     def ask_peer(self, session: Session, flags: int = 0) -> Stream | None:
         """Send it; the answer comes on the stream returned. None when the link is lost: the session has ended then."""

@@ -47,10 +47,9 @@ class Comparer:
             if not runs:
                 return []
             with self._replica.books:
-                if self._primary.session is not self._session:
-                    raise LinkLost(self._session.reason)
                 differing = [part for run in runs for part in self._not_dirty(*run)]
-                self._replica.suspects.add(differing)
+            for part in differing:
+                self._primary.suspect_locked(self._session, *part)
             return differing
 
     def _not_dirty(self, offset: int, length: int) -> Iterator[tuple[int, int]]:

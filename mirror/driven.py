@@ -3,15 +3,20 @@
 from collections.abc import Callable
 from typing import Any
 
+from mirror.core.dirty_map import DirtyMap
 from mirror.core.errors import ProtocolError
 from mirror.core.layout import is_note
-from mirror.core.map_message import encode_part
+from mirror.core.limits import MAP_EXTENTS_SENT_MAX
+from mirror.core.map_message import encode_map, encode_part
 from mirror.core.wire import words
 from mirror.replica import Replica
+from mirror.session import Session
 from mirror.suspects import decode_extents
 from mirror.unproven import decode_runs, encode_runs
 
 Message = dict[str, Any]
+# The peer makes some pages of a map durable, on a busy disk.
+REQUEST_TIMEOUT_S = 20.0
 
 
 class Driven:
@@ -81,3 +86,11 @@ _ANSWERS: dict[str, Callable[[Driven, Message], Message | None]] = {
     "proof_state": Driven._proof_state,
 }
 OPERATIONS = tuple(_ANSWERS)
+
+
+def say_extents(session: Session, operation: str, blocks: DirtyMap) -> None:
+    """Name blocks to the driven side, a bounded part at a time. Raises MirrorError."""
+    extents = blocks.extents()
+    for at in range(0, len(extents), MAP_EXTENTS_SENT_MAX):
+        some = encode_map(blocks, extents[at : at + MAP_EXTENTS_SENT_MAX])
+        session.request(operation, REQUEST_TIMEOUT_S, extents=some)

@@ -75,8 +75,6 @@ class FlushRounds:
             session = primary.session
             replica.flushing.merge(replica.unstable)
             replica.unstable.clear_all()
-            if replica.suspects.any:
-                replica.suspects.begin_round()
         primary.wait_applied()
         stream = self._ask_peer(session)
         error = self._flush_here()
@@ -91,8 +89,6 @@ class FlushRounds:
             if peer_ok and primary.session is session:
                 replica.flushing.clear_all()
                 replica.log.stable_through(number)
-                if replica.suspects.any:
-                    replica.suspects.end_round()
 
     def _ask_peer(self, session: "Session | None") -> "Stream | None":
         if session is None:

@@ -16,12 +16,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from mirror.core import generation
+from mirror.core.dirty_map import DirtyMap
 from mirror.core.errors import OperatorError, PeerError, ProtocolError
 from mirror.core.generation import Action, Kind, Outcome, Standing
 from mirror.core.layout import IDENTIFIER_BYTES, is_name, is_note
 from mirror.core.limits import HISTORY_MAX, MAP_EXTENTS_SENT_MAX
 from mirror.core.map_message import add_map, encode_map
 from mirror.core.policy import ALLOWED, Policies, Policy
+from mirror.core.selection import select_all, select_changed
 from mirror.core.sizes import agreed_size
 from mirror.core.states import DiskEvent, DiskState, Role, disk_after
 from mirror.core.wire import SESSION_VERSION, SESSION_VERSION_MIN, MessageType, decode_object, words
@@ -57,27 +59,37 @@ class Refusal(OperatorError):
 
 @dataclass
 class Plan:
-    """An agreed outcome. `resync_generation` names the state of a target whose copy is built from nothing."""
+    """An agreed outcome. `resync_generation` names the state of a target whose copy is built from nothing.
+
+    `their_suspects`: what its target says, where this side is the source.
+    """
 
     outcome: Outcome
     mine: Standing
     theirs: Standing
     resync_generation: int
     expected_current: int = 0
+    their_suspects: DirtyMap | None = None
 
 
 class Conversation:
-    """The steps of a handshake on a control stream."""
+    """The steps of a handshake on a control stream, `number` that of the session to come, once it is known.
 
-    def __init__(self, stream: Stream) -> None:
+    Each message bears it, so that one of a former handshake is not taken for an answer in this one.
+    """
+
+    def __init__(self, stream: Stream, number: int = 0) -> None:
         self.stream = stream
+        self.number = number
 
-    def hello(self, mine: Standing, features: dict[str, Any], number: int) -> None:
-        message = {**VERSIONS, "standing": encode_standing(mine), "features": features, "session": number}
+    def hello(self, mine: Standing, features: dict[str, Any]) -> None:
+        message = {**VERSIONS, "standing": encode_standing(mine), "features": features, "session": self.number}
         self.stream.send(MessageType.HELLO, payload=json.dumps(message).encode())
 
     def hello_back(self, mine: Standing, features: dict[str, Any], rule: str) -> None:
         message = {**VERSIONS, "standing": encode_standing(mine), "features": features, "rule": rule}
+        if self.number:
+            message["session"] = self.number
         self.stream.send(MessageType.HELLO_REPLY, payload=json.dumps(message).encode())
 
     def hear_hello(self) -> tuple[Standing, dict[str, Any], str]:
@@ -88,10 +100,12 @@ class Conversation:
         if header.type is not MessageType.HELLO_REPLY:
             raise ProtocolError(f"a {header.type.name} message in answer to HELLO")
         check_versions(message)
+        self._check_number(message)
         return decode_standing(message.get("standing")), features_in(message), words(message.get("rule"))
 
     def say(self, step: str, **arguments: Any) -> None:
-        self.stream.send(MessageType.CONTROL, payload=json.dumps({"step": step, **arguments}).encode())
+        message = {"step": step, "session": self.number, **arguments}
+        self.stream.send(MessageType.CONTROL, payload=json.dumps(message).encode())
 
     def hear(self, step: str) -> dict[str, Any]:
         header, payload = self.stream.receive()
@@ -100,7 +114,13 @@ class Conversation:
             raise Wait(words(message.get("reason")))
         if header.type is not MessageType.CONTROL or message.get("step") != step:
             raise ProtocolError(f"a {header.type.name} message where the handshake's step {step!r} was due")
+        self._check_number(message)
         return message
+
+    def _check_number(self, message: dict[str, Any]) -> None:
+        # Session protocol 3 before this was written did not say it.
+        if message.get("session", self.number) != self.number:
+            raise ProtocolError("a message of another handshake")
 
     def refuse(self, reason: str) -> None:
         """Say why there is no session now, and hang up."""
@@ -306,18 +326,35 @@ def learn(replica: Replica, outcome: Outcome) -> None:
 # Making it durable
 
 
-def own_map(replica: Replica, plan: Plan) -> list[Any] | str | None:
-    """What the target tells the source of its own differences: [extent, bits in hex], or "all"."""
-    if plan.outcome.action is not Action.TARGET_BITMAP:
-        return None
+def own_maps(replica: Replica, plan: Plan) -> dict[str, Any]:
+    """What a target tells the source: `map`, its own differences, and `suspects`; a map too large to send is "all"."""
+    if plan.outcome.action not in TARGET:
+        return {"map": None}
     with replica.books:
-        union = replica.not_in_step()
-    extents = union.extents()
-    return "all" if len(extents) > MAP_EXTENTS_SENT_MAX else encode_map(union, extents)
+        suspects = _sent(replica.suspects.found)
+        changed = _sent(replica.not_in_step()) if plan.outcome.action is Action.TARGET_BITMAP else None
+    return {"map": changed, "suspects": suspects}
 
 
-def prepare(replica: Replica, plan: Plan, their_map: object) -> None:
-    """Make this side's part of the plan durable (duties g2 and g3). Raises MirrorError."""
+def _sent(blocks: DirtyMap) -> list[Any] | str:
+    extents = blocks.extents()
+    return "all" if len(extents) > MAP_EXTENTS_SENT_MAX else encode_map(blocks, extents)
+
+
+def make_source_stable(replica: Replica, plan: Plan) -> None:
+    """Before its target becomes Inconsistent, which may be the only one to remember what is not flushed here.
+
+    A power cut of the source in the middle of the resync would lose that, though both had acknowledged it.
+    """
+    if plan.outcome.action in SOURCE:
+        replica.flush()
+
+
+def prepare(replica: Replica, plan: Plan, message: dict[str, Any]) -> None:
+    """Make this side's part of the plan durable (duties g2 and g3). `message`: the peer's, with its maps if any.
+
+    Raises MirrorError.
+    """
     settle_size(replica, plan)
     known = replica.superblock
     changes: dict[str, Any] = {"kind": Kind.ESTABLISHED, "volume_id": _volume_id(plan)}
@@ -329,17 +366,47 @@ def prepare(replica: Replica, plan: Plan, their_map: object) -> None:
             changes.update(generation.full_target(plan.resync_generation)._asdict())
     elif action in SOURCE:
         if action is Action.SOURCE_FULL:
-            with replica.books:
-                replica.dirty.mark_all()
             moved = generation.full_source(known, plan.resync_generation, replica.runtime.random_number())
             changes.update(moved._asdict())
-        else:
-            _merge(replica, their_map)
-        replica.persist_map()
+        _select(replica, plan, message)
         changes["peer_disk"] = DiskState.INCONSISTENT
     replica.update(**changes)
     # Not what it is by now: the primary may have gone on alone since it said how it stands.
     plan.expected_current = int(changes.get("current", plan.mine.current))
+
+
+def _select(replica: Replica, plan: Plan, message: dict[str, Any]) -> None:
+    """From now on the source's map names what is copied, durably, and its suspects are those that are not."""
+    discards = plan.outcome.rule.startswith(generation.DISCARD_RULES)
+    size_bytes = replica.size_bytes
+    their_suspects = DirtyMap(size_bytes)
+    if plan.theirs.current:
+        # An older release does not say; its copy may be as good as this one.
+        _add(their_suspects, message.get("suspects", []), "suspects", "the peer did not say what it suspects")
+    if plan.outcome.action is Action.SOURCE_FULL:
+        with replica.books:
+            selection = select_all(replica.suspects.found, their_suspects, discards)
+            replica.dirty = selection.copied
+    else:
+        theirs = DirtyMap(size_bytes)
+        _add(theirs, message.get("map"), "a dirty map", "the peer did not say what it changed")
+        with replica.books:
+            found = replica.suspects.found
+            selection = select_changed(replica.dirty, found, theirs, their_suspects, discards)
+            replica.dirty = selection.copied
+    plan.their_suspects = their_suspects
+    # What is no suspect any more is durably dirty before.
+    replica.persist_map()
+    with replica.books:
+        replica.suspects.clear(list(selection.dropped.runs()))
+    replica.suspects.persist()
+
+
+def _add(blocks: DirtyMap, said: object, what: str, missing: str) -> None:
+    if said == "all":
+        blocks.mark_all()
+    else:
+        add_map(blocks, said, what, missing)
 
 
 def settle_size(replica: Replica, plan: Plan) -> None:
@@ -372,14 +439,6 @@ def _volume_id(plan: Plan) -> bytes:
     return min(mine.replica_id, theirs.replica_id)
 
 
-def _merge(replica: Replica, their_map: object) -> None:
-    with replica.books:
-        if their_map == "all":
-            replica.dirty.mark_all()
-            return
-        add_map(replica.dirty, their_map, "a dirty map", "the peer did not say what it changed")
-
-
 def finished_target(message: dict[str, Any]) -> dict[str, Any]:
     """What a target records when the source says that it has everything."""
     result = message.get("result")
@@ -390,6 +449,7 @@ def finished_target(message: dict[str, Any]) -> dict[str, Any]:
         "current": _generation(message.get("current")),
         "history": _history(message.get("history")),
         "last_resync": result,
+        "suspect_parts": (),
     }
 
 

@@ -59,10 +59,12 @@ def open_replica(
         kept = known_boot and (not found.crashed or (memory_kept and superblock.boot_id == runtime.boot_id()))
         books = runtime.lock()
         activity_log = ActivityLog(log_slots, epoch=superblock.log_epoch + 1)
-        suspects, suspect_notes = open_suspects(runtime, store, books, superblock.size_bytes)
+        suspects, forgotten, suspect_notes = open_suspects(runtime, store, books, superblock.size_bytes)
         extents = layout.Geometry(superblock.size_bytes).extents
         unproven = Unproven(runtime, store, books, extents, activity_log)
-        notes += [*suspect_notes, *unproven.load(ring)]
+        notes += [*suspect_notes, *unproven.load(ring, forgotten)]
+        # Only now: what a page held that can't be read is to be compared, and that is durable.
+        suspects.persist()
         replica = Replica(
             runtime,
             store,

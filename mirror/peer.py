@@ -277,7 +277,7 @@ class Peer:
                 stream.close()
                 return True
             try:
-                self._shake_hands_as_dialler(Conversation(stream))
+                self._shake_hands_as_dialler(Conversation(stream, self._runtime.random_number()))
             except MirrorError as error:
                 stream.close()
                 return self._not_connected(error)
@@ -286,8 +286,7 @@ class Peer:
     def _shake_hands_as_dialler(self, talk: Conversation) -> None:
         self._note_handshake()
         mine = self.standing()
-        number = self._runtime.random_number()
-        talk.hello(mine, self._features(), number)
+        talk.hello(mine, self._features())
         theirs, features, rule = talk.hear_hello()
         if rule == handshake.DISCONNECTED:
             self._note_outcome(generation.decide(mine, theirs), mine, theirs)
@@ -300,17 +299,17 @@ class Peer:
         handshake.check_protocols(self._features(), features)
         plan = Plan(outcome, mine, theirs, self._runtime.random_number())
         with self.retry.carrying_out():
-            self._begin_as_dialler(talk, plan, number, features)
+            self._begin_as_dialler(talk, plan, features)
 
-    def _begin_as_dialler(self, talk: Conversation, plan: Plan, number: int, features: dict[str, Any]) -> None:
-        talk.say(step="prepare", resync_generation=plan.resync_generation, map=handshake.own_map(self._replica, plan))
-        their_map = talk.hear("prepared").get("map")
-        handshake.prepare(self._replica, plan, their_map)
-        session = self._new_session(number, talk.stream, plan, features)
+    def _begin_as_dialler(self, talk: Conversation, plan: Plan, features: dict[str, Any]) -> None:
+        handshake.make_source_stable(self._replica, plan)
+        talk.say(step="prepare", resync_generation=plan.resync_generation, **handshake.own_maps(self._replica, plan))
+        handshake.prepare(self._replica, plan, talk.hear("prepared"))
+        session = self._new_session(talk.number, talk.stream, plan, features)
         try:
             for index in range(2 * STREAMS):
                 data = dial(self.settings.peer, DIAL_TIMEOUT_S)
-                data.send(MessageType.HELLO, offset=number, number=index + 1)
+                data.send(MessageType.HELLO, offset=session.number, number=index + 1)
                 session.attach(index % STREAMS, data, ours=index < STREAMS)
             talk.say(step="go")
             talk.hear("gone")
@@ -415,7 +414,7 @@ class Peer:
 
     def _shake_hands_as_listener(self, talk: Conversation, payload: bytes) -> None:
         try:
-            theirs, features, number = handshake.parse_hello(payload)
+            theirs, features, talk.number = handshake.parse_hello(payload)
         except Refusal as refusal:
             # Of a version that this one can't speak with: say who we are, so that it finds the same.
             talk.hello_back(self.standing(), self._features(), refusal.outcome.rule)
@@ -429,18 +428,19 @@ class Peer:
         request = talk.hear("prepare")
         plan = Plan(outcome, mine, theirs, handshake.generation_in(request))
         with self.retry.carrying_out():
-            self._begin_as_listener(talk, plan, number, features, request)
+            self._begin_as_listener(talk, plan, features, request)
 
     def _begin_as_listener(
-        self, talk: Conversation, plan: Plan, number: int, features: dict[str, Any], request: dict[str, Any]
+        self, talk: Conversation, plan: Plan, features: dict[str, Any], request: dict[str, Any]
     ) -> None:
-        own_map = handshake.own_map(self._replica, plan)
-        handshake.prepare(self._replica, plan, request.get("map"))
-        session = self._new_session(number, talk.stream, plan, features)
+        own_maps = handshake.own_maps(self._replica, plan)
+        handshake.make_source_stable(self._replica, plan)
+        handshake.prepare(self._replica, plan, request)
+        session = self._new_session(talk.number, talk.stream, plan, features)
         with self.changed:
             self._pending = session
         try:
-            talk.say(step="prepared", map=own_map)
+            talk.say(step="prepared", **own_maps)
             talk.hear("go")
             with self.changed:
                 if not self.changed.wait_for(lambda: session.complete, HANDSHAKE_STEP_TIMEOUT_S):
@@ -502,6 +502,10 @@ class Peer:
             if not primary.pause(ATTACH_TIMEOUT_S):
                 raise PeerError("the running requests did not end in time; trying again")
             handshake.check_unchanged(replica, plan)
+            if plan.outcome.action in handshake.SOURCE:
+                # Parts of suspects that a client wrote since the plan was made: their ranges are kept, see there.
+                with replica.books:
+                    replica.dirty.remove(replica.suspects.found)
             replica.persist_map()
             if before_threads is not None:
                 before_threads()
@@ -557,7 +561,8 @@ class Peer:
                 spawn("verify", self.verifier.serve, session),
             ]
             if state is ConnectionState.SYNC_SOURCE:
-                self.source = SyncSource(self._primary, session, self._source_done)
+                assert plan.their_suspects is not None, "a source has selected what it copies"
+                self.source = SyncSource(self._primary, session, plan.their_suspects, self._source_done)
                 self.plan = self.forecast(plan.outcome, plan.mine, plan.theirs, self.source.total_bytes)
                 self.source.start()
 

@@ -139,6 +139,8 @@ class Primary:
             return
         ticket, first, last = self._begin(change.offset, change.length)
         session = self.session
+        if self.replica.suspects.any:
+            change = self._on_suspects(change)
         unlock = True
         try:
             if session is None:
@@ -151,6 +153,12 @@ class Primary:
             if unlock:
                 self.unlock(ticket, first, last)
             self._leave()
+
+    def _on_suspects(self, change: Change) -> Change:
+        """No answered write of a suspect block may rest on a resync (mirror.core.selection)."""
+        with self._books:
+            touched = self.replica.suspects.touches(change.offset, change.length)
+        return change.made_durable() if touched else change
 
     def _begin(self, offset: int, length: int) -> tuple[Ticket, int, int]:
         """Lock the range and hold its extents first..last in the log (none once the own disk is Failed: last < first).
@@ -210,7 +218,7 @@ class Primary:
     def _change_untracked(self, change: Change) -> None:
         self._enter()
         try:
-            self._apply_alone(change)
+            self._apply_alone(self._on_suspects(change) if self.replica.suspects.any else change)
         finally:
             self._leave()
 
@@ -223,6 +231,15 @@ class Primary:
             if error.errno not in FULL:
                 self.disk_failed(error)
             raise error
+        self._suspects_written_alone(change.offset, change.length)
+
+    def _suspects_written_alone(self, offset: int, length: int) -> None:
+        if self.replica.suspects.any:
+            try:
+                self.replica.suspects_written_alone(offset, length)
+            except DeviceError as error:
+                self.disk_failed(error)
+                raise
 
     def change_both(self, session: Session, change: Change) -> None:
         """Protocol C: both replicas have it before it is answered."""
@@ -256,6 +273,7 @@ class Primary:
             self._settle_error(session, offset, length, peer_has_it, error)
         elif not peer_has_it:
             self.record_alone()
+            self._suspects_written_alone(offset, length)
 
     def _settle_error(self, session: Session, offset: int, length: int, peer_has_it: bool, error: DeviceError) -> None:
         """The local disk refused the change that the peer may have (invariant error-is-dirty)."""
@@ -418,6 +436,25 @@ class Primary:
                 self.unlock_range(ticket)
         finally:
             self._leave()
+
+    def suspect(self, session: Session, offset: int, length: int) -> None:
+        """The copies may differ in this range. Raises LinkLost when the session is over."""
+        with self.request_alone(offset, length):
+            self.suspect_locked(session, offset, length)
+
+    def suspect_locked(self, session: Session, offset: int, length: int) -> None:
+        """The same, by somebody who holds the range: no write of it runs, and what was answered is stable on both.
+
+        So nothing that a client was answered rests on a resync of these blocks (mirror.core.selection).
+        """
+        with self._books:
+            open_here = self.replica.unstable.is_dirty(offset, length) or self.replica.flushing.is_dirty(offset, length)
+        if open_here:
+            self.flushes.run_round()
+        with self._books:
+            if self.session is not session:
+                raise LinkLost(session.reason)
+            self.replica.suspects.add([(offset, length)])
 
     def _stabilise(self) -> None:
         """Free slots of the log: what its finished writes touched becomes stable on both, or durably dirty."""

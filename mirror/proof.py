@@ -15,7 +15,6 @@ import enum
 from collections.abc import Callable
 from typing import Any
 
-from mirror.core.errors import MirrorError
 from mirror.core.limits import EXTENT_BYTES, PROOF_BYTES_PER_S, PROOF_REST_BYTES_PER_S, RESYNC_CHUNK_BYTES
 from mirror.replica import Replica
 
@@ -63,9 +62,10 @@ class Proof:
         self._extents = []
         self.state = State.WAITING
 
-    def fail(self, error: MirrorError) -> None:
+    def fail(self, reason: str) -> None:
+        """Nothing more is compared in this session."""
         self.end()
-        self.state, self.reason = State.FAILED, error.message
+        self.state, self.reason = State.FAILED, reason
 
     @property
     def running(self) -> bool:

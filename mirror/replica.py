@@ -14,8 +14,9 @@ from mirror.core.activity_log import ActivityLog
 from mirror.core.dirty_map import DirtyMap
 from mirror.core.errors import DeviceError
 from mirror.core.layout import Superblock
-from mirror.core.limits import EXTENT_BYTES, EXTENTS_PER_PAGE
+from mirror.core.limits import BLOCK_BYTES, EXTENT_BYTES, EXTENTS_PER_PAGE, SUSPECT_PARTS_MAX
 from mirror.core.map_pages import Bitmaps
+from mirror.core.selection import split, with_parts
 from mirror.core.states import LEFT_BEHIND, DiskState, Role
 from mirror.durable_map import DurableMap
 from mirror.runtime import Lock, Runtime
@@ -67,6 +68,7 @@ class Replica:
         self.round = 1
         self._durable = DurableMap(runtime, map_pages, layout.encode_map_page, store.write_map_pages)
         self._superblock_lock = runtime.lock()
+        self._suspects_lock = runtime.lock()
 
     @property
     def size_bytes(self) -> int:
@@ -187,6 +189,47 @@ class Replica:
         """The same, for those who do not hold the books."""
         with self.books:
             return self.not_in_step()
+
+    # Suspects that a client writes while the peer is away
+
+    def suspects_written_alone(self, offset: int, length: int) -> None:
+        """A client's write that touches suspect blocks is stable here, and the peer lacks it. Raises DeviceError.
+
+        A block that was written whole is dirty and suspect no more. Of a part the range is kept, so that a resync can
+        send just that (mirror.core.selection). Call before the write is answered, with its range locked.
+        """
+        with self.books:
+            if not self.suspects.touches(offset, length):
+                return
+        with self._suspects_lock:
+            whole = self._keep_parts(offset, length)
+            with self.books:
+                # In one step: a handshake may just have taken them out of the map, because they were suspect.
+                for run in whole:
+                    self.dirty.mark(*run)
+                self.suspects.clear(whole)
+            first, last = extents_of(offset, length)
+            self.persist_extents(range(first, last + 1))
+            self.suspects.persist()
+
+    def _keep_parts(self, offset: int, length: int) -> list[tuple[int, int]]:
+        """Note durably what of the range is no whole suspect block; returns what is whole by now."""
+        ends, whole = split(offset, length)
+        with self.books:
+            ends = [part for part in ends if self.suspects.touches(*part)]
+        if not ends:
+            return whole
+        parts, completed = with_parts(self.superblock.suspect_parts, ends)
+        if len(parts) > SUSPECT_PARTS_MAX:
+            blocks = [at // BLOCK_BYTES * BLOCK_BYTES for at, _ in ends]
+            log.error(
+                "too many parts of suspect blocks were written while the peer is away: the blocks at %s are not suspect"
+                " any more, and the peer will get this side's version",
+                ", ".join(map(str, blocks)),
+            )
+            return [*whole, *((at, BLOCK_BYTES) for at in blocks)]
+        self.update(suspect_parts=parts)
+        return [*whole, *completed]
 
     def take_unstable_as_dirty(self) -> None:
         """What the peer has not flushed may be lost there (invariant unstable-is-dirty); call with the books held."""

@@ -14,12 +14,15 @@ from typing import Any
 import lz4.block
 
 from mirror.core import resync
+from mirror.core.dirty_map import DirtyMap
 from mirror.core.errors import LinkLost, MirrorError, PeerError
 from mirror.core.generation import Action
 from mirror.core.limits import RESYNC_CHUNK_BYTES, RESYNC_STABLE_BYTES, SYNC_STREAMS
 from mirror.core.resync import Action as BlockAction
 from mirror.core.resync import Compression, Progress
+from mirror.core.selection import both
 from mirror.core.wire import Flag, MessageType, crc32c
+from mirror.driven import say_extents
 from mirror.link import Stream
 from mirror.primary import Primary, describe_errno
 from mirror.replica import Replica
@@ -33,9 +36,14 @@ FINISH_TIMEOUT_S = 20.0
 
 
 class SyncSource:
-    """One resync as its source, in threads of its own. `on_done` is called when the target is UpToDate."""
+    """One resync as its source, in threads of its own. `on_done` is called when the target is UpToDate.
 
-    def __init__(self, primary: Primary, session: Session, on_done: Callable[[Session], None]) -> None:
+    Of `their_suspects`, the target's, those that are copied are none any more at the end.
+    """
+
+    def __init__(
+        self, primary: Primary, session: Session, their_suspects: DirtyMap, on_done: Callable[[Session], None]
+    ) -> None:
         self._on_done = on_done
         self._primary = primary
         self._replica: Replica = primary.replica
@@ -50,6 +58,7 @@ class SyncSource:
         self._started_s = self._runtime.now_s()
         with self._replica.books:
             self.total_bytes = self._replica.dirty.dirty_bytes
+            self._settled = both(their_suspects, self._replica.dirty)
             if session.outcome.action is Action.SOURCE_BITMAP:
                 # What is believed because of a map is to be proven; a full resync looks at every block itself.
                 self._replica.unproven.add(self._replica.dirty.extents())
@@ -161,6 +170,23 @@ class SyncSource:
             raise PeerError(f"the peer's disk answered {describe_errno(header.code)}")
         return answer
 
+    def _send_suspect_parts(self) -> None:
+        """Of suspect blocks the target gets what a client wrote while it was away, and nothing else."""
+        for offset, length in self._replica.superblock.suspect_parts:
+            ranges = self._primary.lock_range(offset, length)
+            stream = self._session.borrow_sync()
+            try:
+                content = self._replica.store.read(length, offset)
+                self._ask(stream, MessageType.WRITE, offset, length, content)
+                with self._replica.books:
+                    if self._primary.session is not self._session:
+                        raise LinkLost(self._session.reason)
+                    # Not dirty if the link is lost, but kept as a part until both are in step.
+                    self._primary.flushes.needed = True
+            finally:
+                self._primary.unlock_range(ranges)
+            self._session.give_back_sync(stream)
+
     def _stabilise_at_times(self) -> None:
         with self._replica.books:
             due = self._since_stable >= RESYNC_STABLE_BYTES
@@ -203,13 +229,15 @@ class SyncSource:
             left = replica.dirty.dirty_bytes
         if left:
             raise PeerError(f"{left} bytes became dirty during the resync")
+        self._send_suspect_parts()
         self._primary.flushes.run_round()
+        say_extents(session, "suspects_clear", self._settled)
         known = replica.superblock
         result = self.result()
         session.request(
             "sync_finished", FINISH_TIMEOUT_S, current=known.current, history=list(known.history), result=result
         )
-        self._primary.in_step(session, last_resync=result)
+        self._primary.in_step(session, last_resync=result, suspect_parts=())
         replica.persist_map()
         self._on_done(session)
         log.info(

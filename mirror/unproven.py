@@ -120,9 +120,10 @@ class Unproven:
             bits[page] |= 1 << bit
         return {page: (one, 0 if page else cursor) for page, one in bits.items()}
 
-    def load(self, ring: Rebuilt | DamagedLog) -> list[str]:
+    def load(self, ring: Rebuilt | DamagedLog, more: Iterable[int] = ()) -> list[str]:
         """What a start finds, made durable before the ring is given up; returns what the operator should know."""
         notes = []
+        self._held.update(more)
         everything = isinstance(ring, DamagedLog)
         if self._store.unproven.exists:
             damaged = self._read()

@@ -14,18 +14,18 @@ import logging
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-from mirror import driven
 from mirror.compare import Comparer
 from mirror.core.dirty_map import DirtyMap
 from mirror.core.errors import ConnectionCut, LinkLost, MirrorError, NotPrimary, OperatorError, ProtocolError
-from mirror.core.limits import MAP_EXTENTS_SENT_MAX, RESYNC_STABLE_BYTES, VERIFY_NOTE_INTERVAL_S
-from mirror.core.map_message import encode_map
+from mirror.core.limits import RESYNC_STABLE_BYTES, VERIFY_NOTE_INTERVAL_S
+from mirror.core.map_message import add_map
 from mirror.core.states import ConnectionState, Role
 from mirror.core.wire import words
+from mirror.driven import OPERATIONS as DRIVEN_OPERATIONS
+from mirror.driven import REQUEST_TIMEOUT_S, Driven, say_extents
 from mirror.primary import Gate, Primary
 from mirror.proof import Proof
 from mirror.session import Session
-from mirror.suspects import decode_extents
 from mirror.unproven import decode_runs, encode_runs
 from mirror.verify_run import Run, State, Wish
 
@@ -34,14 +34,12 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# The peer makes some pages of a map durable, on a busy disk.
-REQUEST_TIMEOUT_S = 20.0
 # How often suspects that a client has written again are looked for, while there are any.
 SUSPECTS_INTERVAL_S = 0.5
 # A role that is being left is left by then.
 RETIRED_S = 0.5
 REQUEST_KEYS = ("act", "repair", "rate", "suspects_only", "restart")
-OPERATIONS = (*driven.OPERATIONS, "verify")
+OPERATIONS = (*DRIVEN_OPERATIONS, "verify")
 
 
 class Verifier:
@@ -52,7 +50,7 @@ class Verifier:
         self.proof = Proof(primary.replica)
         self._primary = primary
         self._replica = primary.replica
-        self._driven = driven.Driven(primary.replica)
+        self._driven = Driven(primary.replica)
         self._runtime = primary.replica.runtime
         self._peer = peer
         self._changed = peer.changed
@@ -89,6 +87,8 @@ class Verifier:
         finally:
             self._retire(f"the session with the peer ended: {session.reason}" if session.ended else "it ended early")
             self._driven.proof = None
+            if self._broken and not session.ended:
+                self.proof.fail(self._broken)
 
     def _may_compare(self) -> bool:
         return (
@@ -103,7 +103,7 @@ class Verifier:
             not self._introduced
             or (self.run is not None and self.run.active)
             or self.proof.due
-            or self._replica.suspects.settling_bytes > 0
+            or self._replica.suspects.rewritten.dirty_blocks > 0
         )
 
     def _wait_for_work(self, session: Session, delay_s: float) -> bool:
@@ -146,7 +146,7 @@ class Verifier:
         run = self.run
         repairing = run is not None and run.active and run.wish.repair
         # A repair flushes both sides now and then, not for each piece.
-        if self._replica.suspects.settling_bytes > (RESYNC_STABLE_BYTES if repairing else 0):
+        if self._replica.suspects.rewritten.dirty_bytes > (RESYNC_STABLE_BYTES if repairing else 0):
             self._settle_suspects(session)
         if run is not None and run.active:
             return self._run_step(run, session, comparer)
@@ -159,7 +159,7 @@ class Verifier:
             raise
         except MirrorError as error:
             log.error("the proof that both copies are equal stopped: %s", error)
-            self.proof.fail(error)
+            self.proof.fail(error.message)
             done_bytes = 0
         self._note_proof(session)
         return done_bytes / rate
@@ -176,15 +176,17 @@ class Verifier:
         """Either side learns the other one's suspects, and this one what the peer has not proven."""
         replica = self._replica
         with replica.books:
-            ours = list(replica.suspects.found.runs())
-        self._tell(session, "suspects_add", ours)
+            ours = replica.suspects.found.copy()
+        say_extents(session, "suspects_add", ours)
+        theirs = DirtyMap(replica.size_bytes)
         extent: int | None = 0
         while extent is not None:
             answer = session.request("suspects_get", REQUEST_TIMEOUT_S, from_extent=extent)
-            theirs = decode_extents(answer.get("extents"), replica.size_bytes)
-            with replica.books:
-                replica.suspects.learn(theirs)
+            add_map(theirs, answer.get("extents"), "suspects", "no list of blocks where suspects were due")
             extent = _next_extent(answer.get("next"), extent)
+        theirs.remove(ours)
+        for run in theirs.runs():
+            self._primary.suspect(session, *run)
         replica.suspects.persist()
         unproven = session.request("unproven_get", REQUEST_TIMEOUT_S).get("runs")
         self.proof.begin(decode_runs(unproven, replica.unproven.extent_count))
@@ -203,25 +205,25 @@ class Verifier:
     def _settle_suspects(self, session: Session) -> None:
         """What was written whole on both goes, once it is stable there."""
         replica, suspects = self._replica, self._replica.suspects
-        if suspects.waits_for_flush and not session.ended:
-            self._primary.flushes.run_round()
         with replica.books:
             runs = list(suspects.rewritten.runs())
-        if runs:
-            self._tell(session, "suspects_clear", runs)
-            with replica.books:
-                suspects.clear(runs)
-            suspects.persist()
-            log.info("%d bytes are no suspects any more", sum(length for _, length in runs))
+        if not runs:
+            return
+        self._primary.flushes.flush()
+        with replica.books:
+            if self._primary.session is not session:
+                raise LinkLost(session.reason)
+        self._tell(session, "suspects_clear", runs)
+        with replica.books:
+            suspects.clear(runs)
+        suspects.persist()
+        log.info("%d bytes are no suspects any more", sum(length for _, length in runs))
 
     def _tell(self, session: Session, operation: str, runs: Iterable[tuple[int, int]]) -> None:
         blocks = DirtyMap(self._replica.size_bytes)
         for run in runs:
             blocks.mark(*run)
-        extents = blocks.extents()
-        for at in range(0, len(extents), MAP_EXTENTS_SENT_MAX):
-            some = encode_map(blocks, extents[at : at + MAP_EXTENTS_SENT_MAX])
-            session.request(operation, REQUEST_TIMEOUT_S, extents=some)
+        say_extents(session, operation, blocks)
 
     # The proof
 

@@ -126,6 +126,17 @@ class DirtyMap:
         for extent, bits in other._bits.items():
             self.set_bits(extent, self._bits.get(extent, 0) | bits)
 
+    def remove(self, other: "DirtyMap") -> None:
+        """Make clean here what is dirty there."""
+        for extent, bits in other._bits.items():
+            if extent in self._bits:
+                self.set_bits(extent, self._bits[extent] & ~bits)
+
+    def copy(self) -> "DirtyMap":
+        same = DirtyMap(self.size_bytes)
+        same.merge(self)
+        return same
+
     def mark_where(self, other: "DirtyMap", offset_bytes: int, length_bytes: int) -> None:
         """Make dirty here the blocks that are dirty in `other` and lie wholly inside the range."""
         first = -(-offset_bytes // BLOCK_BYTES)

@@ -42,13 +42,14 @@ from mirror.core.limits import (
     NAME_MAX_CHARACTERS,
     NOTE_BYTES_MAX,
     RECORD_BYTES,
+    SUSPECT_PARTS_MAX,
 )
 from mirror.core.states import DiskState
 
 _SUPERBLOCK_MAGIC, _LOG_MAGIC, _MAP_MAGIC = b"NMSB", b"NMLR", b"NMMP"
 _SUSPECTS_MAGIC, _UNPROVEN_MAGIC = b"NMSU", b"NMUP"
 # The newest version of each kind of record: the one that is written. All from 1 on are read.
-SUPERBLOCK_VERSION = 2
+SUPERBLOCK_VERSION = 3
 _LOG_VERSION = 1
 _MAP_VERSION = 1
 _SUSPECTS_VERSION = 1
@@ -102,6 +103,12 @@ _RESYNC_AT = _SUPERBLOCK.size + _HISTORY.size
 _SINCE_2 = struct.Struct("<QH")
 _SINCE_2_AT = _RESYNC_AT + NOTE_BYTES_MAX
 _VERIFY_AT = _SINCE_2_AT + _SINCE_2.size
+# Since version 3, behind the place of the longest note on the last verify: count | that many offset length
+_SINCE_3 = struct.Struct("<H")
+_SINCE_3_AT = _VERIFY_AT + NOTE_BYTES_MAX
+_PART = struct.Struct("<QI")
+_PARTS_AT = _SINCE_3_AT + _SINCE_3.size
+assert _PARTS_AT + SUSPECT_PARTS_MAX * _PART.size <= _BODY_BYTES
 
 # Codes on disk never change their meaning; 0 stands for "not known".
 _KIND_CODES = {Kind.FRESH: 1, Kind.BACKING: 2, Kind.JOINING: 3, Kind.ESTABLISHED: 4}
@@ -128,6 +135,7 @@ class Superblock:
     """What a replica durably knows of itself and its peer. Generations are u64, 0 = none.
 
     `next_size_bytes` is the size that a resize leads to while not both replicas have it yet, 0 when none is under way.
+    `suspect_parts` are ranges (offset, length) of bytes in suspect blocks that a client wrote while the peer was away.
     """
 
     sequence: int
@@ -153,6 +161,7 @@ class Superblock:
     last_resync: Note | None
     next_size_bytes: int = 0
     last_verify: Note | None = None
+    suspect_parts: tuple[tuple[int, int], ...] = ()
 
     @property
     def generations(self) -> Generations:
@@ -176,6 +185,8 @@ def _superblock_fault(block: Superblock) -> str:
         (block.protocol in ("A", "B", "C"), f"the protocol {block.protocol!r}"),
         (math.isfinite(block.redundancy_lost_at) and block.redundancy_lost_at >= 0, "the time of lost redundancy"),
         (_next_size_is_right(block), f"the next size {block.next_size_bytes}"),
+        (len(block.suspect_parts) <= SUSPECT_PARTS_MAX, f"{len(block.suspect_parts)} parts of suspect blocks"),
+        (all(_part_is_right(block, *part) for part in block.suspect_parts), "a part outside the volume or of no block"),
     )
     return next((why for right, why in checks if not right), "")
 
@@ -183,6 +194,11 @@ def _superblock_fault(block: Superblock) -> str:
 def _next_size_is_right(block: Superblock) -> bool:
     size_bytes = block.next_size_bytes
     return size_bytes == 0 or (size_bytes > block.size_bytes and size_is_right(size_bytes))
+
+
+def _part_is_right(block: Superblock, offset: int, length: int) -> bool:
+    inside = 0 < length < BLOCK_BYTES and 0 <= offset <= block.size_bytes - length
+    return inside and offset // BLOCK_BYTES == (offset + length - 1) // BLOCK_BYTES
 
 
 def size_is_right(size_bytes: int) -> bool:
@@ -225,7 +241,9 @@ def encode_superblock(block: Superblock) -> bytes:
         + _HISTORY.pack(*block.history, *[0] * (HISTORY_MAX - len(block.history)))
         + resync.ljust(NOTE_BYTES_MAX, b"\0")
         + _SINCE_2.pack(block.next_size_bytes, len(verify))
-        + verify
+        + verify.ljust(NOTE_BYTES_MAX, b"\0")
+        + _SINCE_3.pack(len(block.suspect_parts))
+        + b"".join([_PART.pack(*part) for part in block.suspect_parts])
     )
 
 
@@ -264,10 +282,18 @@ def decode_superblock(raw: bytes) -> Superblock:
         last_resync=_decode_note(body, _RESYNC_AT, resync_length, "resync"),
         next_size_bytes=next_size_bytes,
         last_verify=_decode_note(body, _VERIFY_AT, verify_length, "verify"),
+        suspect_parts=_decode_parts(body) if fields[1] >= 3 else (),
     )
     if fault := _superblock_fault(block):
         raise DamagedRecord(what, f"it has {fault}")
     return block
+
+
+def _decode_parts(body: bytes) -> tuple[tuple[int, int], ...]:
+    (count,) = _SINCE_3.unpack_from(body, _SINCE_3_AT)
+    if count > SUSPECT_PARTS_MAX:
+        raise DamagedRecord("superblock", f"it claims {count} parts of suspect blocks")
+    return tuple(_PART.iter_unpack(body[_PARTS_AT : _PARTS_AT + count * _PART.size]))
 
 
 def _encode_note(note: Note | None, of: str) -> bytes:

@@ -46,6 +46,10 @@ EXTENTS_PER_UNPROVEN_PAGE = 32000
 # A note in the superblock (on the last resync, on the last verify): some short values as JSON.
 NOTE_BYTES_MAX = 512
 
+# Parts of suspect blocks that a replica was given while alone: 12 bytes each in the superblock. They are as rare as
+# suspects are, and none is longer than a block.
+SUSPECT_PARTS_MAX = 128
+
 # Zeroes are written in pieces of this size where the file can't make holes: large enough that system calls don't count.
 ZERO_PIECE_BYTES = 1 * MIB
 # Descriptions of the data file for durable writes, one for each that runs: as many as nbdkit has worker threads a

@@ -37,6 +37,9 @@ def read_map_pages(
                     found.blocks.set_bits(extent, bits)
         except (DamagedRecord, UnknownVersion, ValueError) as error:
             found.damaged[index] = error
-            # Nothing equals this, so the page is written again.
+            # Nothing equals this, so the page is written again; and none of it is believed.
             found.pages[index] = []
+            for extent in found.blocks.extents():
+                if extent // EXTENTS_PER_PAGE == index:
+                    found.blocks.set_bits(extent, 0)
     return found

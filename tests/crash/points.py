@@ -114,7 +114,7 @@ SYNC_SOURCE = {
 }
 
 SYNC_TARGET = {
-    "target-says-its-map": Point("mirror.handshake:own_map", AFTER),
+    "target-says-its-map": Point("mirror.handshake:own_maps", AFTER),
     "target-inconsistent": Point("mirror.handshake:prepare", AFTER),
     "target-attached": Point(_PEER + "_attach", AFTER),
     "target-applies": Point(_DATA + "write", BEFORE, inside="mirror.secondary:Receiver._answer", call=2),

@@ -24,6 +24,7 @@ from mirror.core import wire
 from mirror.core.activity_log import ActivityLog, DamagedLog, Rebuilt
 from mirror.core.dirty_map import DirtyMap
 from mirror.core.errors import DamagedRecord, LinkLost, MirrorError, OperatorError, ProtocolError, UnknownVersion
+from mirror.core.generation import Action, Outcome
 from mirror.core.layout import (
     decode_log_record,
     decode_map_page,
@@ -39,7 +40,7 @@ from mirror.core.layout import (
 )
 from mirror.core.limits import HEADER_BYTES, KIB, LOG_RING_RECORDS, MIB, RECORD_BYTES, REQUEST_BYTES_MAX
 from mirror.core.map_message import add_map
-from mirror.core.policy import Policies
+from mirror.core.policy import REFUSE_ALWAYS, Policies
 from mirror.core.recovery import choose_superblock
 from mirror.link import RECEIVE_BUFFER_BYTES, Stream
 from mirror.opening import open_replica
@@ -318,7 +319,9 @@ def check_side_files(raw: bytes) -> None:
             if bits:
                 suspects.set_bits(extent, bits)
     except (DamagedRecord, UnknownVersion, ValueError):
-        suspects.mark_all()
+        # Compared again; neither taken for suspect nor for sound.
+        suspects.clear_all()
+        unproven.mark_all()
     assert list(opened.suspects.found.runs()) == list(suspects.runs()), "not what the pages say"
     try:
         bits = decode_unproven_page(raw[RECORD_BYTES:], 0)[0]
@@ -518,11 +521,13 @@ def check_control(raw: bytes) -> None:
             read(message)
         except ProtocolError:
             pass
-    dirty = replica().dirty
+    mine = handshake.standing(replica(), False, REFUSE_ALWAYS)
+    plan = handshake.Plan(Outcome("behind", Action.SOURCE_BITMAP, ""), mine, mine, 7)
     try:
-        handshake._merge(replica(), message.get("map"))
+        handshake._select(replica(), plan, message)
     except ProtocolError:
         pass
+    dirty = replica().dirty
     assert dirty.dirty_blocks == sum(dirty.bits(extent).bit_count() for extent in range(2)), "the map is damaged"
     dirty.clear_all()
 

@@ -149,6 +149,9 @@ def superblock(raw: bytes) -> dict[str, Any]:
         if name in found:
             length = found[f"{name}_length"]
             known[name] = json.loads(found[name][:length]) if length else None
+    if "suspect_parts" in found:
+        length = 12 * found["suspect_parts_count"]
+        known["suspect_parts"] = [list(part) for part in struct.iter_unpack("<QI", found["suspect_parts"][:length])]
     plain = ("sequence", "name", "size_bytes", "current", "base", "incarnation", "log_slots", "log_epoch", "protocol")
     known.update({name: found[name] for name in (*plain, "redundancy_lost_at")})
     known.update({name: found[name] for name in ("next_size_bytes",) if name in found})

@@ -44,6 +44,7 @@ from mirror.core.limits import (
     LOG_CHANGES_MAX,
     LOG_SLICE,
     LOG_SLOTS_MAX,
+    SUSPECT_PARTS_MAX,
 )
 from mirror.core.recovery import choose_superblock
 from mirror.core.states import DiskState
@@ -103,6 +104,7 @@ FULLEST = dataclasses.replace(
     redundancy_lost_at=1800000000.25,
     last_resync={"started": 1800000001.5, "dirty_bytes": 2**63, "words": 'é " \\ \u2028', "seconds": 0.125},
     last_verify={"started": 1800000002.5, "ended": 1800000003.5, "checked_bytes": 2**63, "result": "equal"},
+    suspect_parts=tuple((4096 * number + 1, 4095) for number in range(SUSPECT_PARTS_MAX)),
 )
 SUPERBLOCKS = {
     "fresh": FRESH,

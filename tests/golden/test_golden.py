@@ -70,7 +70,7 @@ def as_recorded(found: Any, expected: dict[str, Any], defaults: dict[str, Any]) 
 
 
 # What a reader takes for fields that an older version does not have.
-SUPERBLOCK_DEFAULTS: dict[str, Any] = {"next_size_bytes": 0, "last_verify": None}
+SUPERBLOCK_DEFAULTS: dict[str, Any] = {"next_size_bytes": 0, "last_verify": None, "suspect_parts": []}
 
 
 @pytest.mark.parametrize("path", RECORDS, **by_path)
@@ -170,6 +170,7 @@ OTHER_VALUES: dict[str, Any] = {
     "last_resync": {"x": "y" * 400},
     "next_size_bytes": 2**44 - 2**12,
     "last_verify": {"x": "y" * 400},
+    "suspect_parts": tuple((4096 * number, 4095) for number in range(1, 129)),
 }
 # Where a field is more than its own row of the table.
 ALSO = {
@@ -177,6 +178,7 @@ ALSO = {
     "history": {"history_count"},
     "last_resync": {"last_resync_length"},
     "last_verify": {"last_verify_length"},
+    "suspect_parts": {"suspect_parts_count"},
 }
 AT = {"primary": "flags", "clean": "flags", "met_peer": "flags"}
 

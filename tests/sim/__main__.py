@@ -45,7 +45,7 @@ def one(seed: int, events: str, protocols: str, fault_name: str, no_shrink: bool
         raise click.UsageError(f"no fault {fault_name!r}; there are: {', '.join(fault.name for fault in FAULTS)}")
     if fault is not None:
         events, protocols = ",".join(fault.events), fault.protocols
-    plan = draw_plan(seed, tuple(filter(None, events.split(","))), protocols, fault is not None and fault.narrow)
+    plan = draw_plan(seed, _names(events), protocols, fault is not None and fault.narrow)
     if fault is None:
         result = _live(plan, no_shrink)
     else:
@@ -81,10 +81,11 @@ def _show(result: Result) -> None:
 @main.command()
 @click.option("--count", default=1000, show_default=True, help="How many lives.")
 @click.option("--first", default=0, show_default=True, help="The first seed.")
+@click.option("--events", default="", help="Events that these lives shall have more of, with commas.")
 @click.option("--json", "as_json", is_flag=True, help="For machines.")
-def lives(count: int, first: int, as_json: bool) -> None:
+def lives(count: int, first: int, events: str, as_json: bool) -> None:
     """Run this many lives on all cores."""
-    sys.exit(_run_many(range(first, first + count), None, as_json))
+    sys.exit(_run_many(range(first, first + count), None, as_json, wanted=_names(events)))
 
 
 @main.command()
@@ -101,19 +102,25 @@ def _forever(first: int) -> Iterator[int]:
         first += 1
 
 
-def _batch(seeds: list[int]) -> tuple[int, int, list[Failure]]:
+def _names(events: str) -> tuple[str, ...]:
+    return tuple(filter(None, events.split(",")))
+
+
+def _batch(seeds: list[int], wanted: tuple[str, ...]) -> tuple[int, int, list[Failure]]:
     """Run these in a worker: lives, steps and failures."""
     failures: list[Failure] = []
     steps = 0
     for seed in seeds:
-        result = Life(draw_plan(seed)).run()
+        result = Life(draw_plan(seed, wanted)).run()
         steps += result.steps
         failures += [(seed, invariant, message) for invariant, message in result.violations[:1]]
     gc.collect()
     return len(seeds), steps, failures
 
 
-def _run_many(seeds: Iterable[int], until_s: float | None, as_json: bool, total_s: float = 0.0) -> int:
+def _run_many(
+    seeds: Iterable[int], until_s: float | None, as_json: bool, total_s: float = 0.0, wanted: tuple[str, ...] = ()
+) -> int:
     started_s = time.monotonic()
     iterator = iter(seeds)
     done = steps = 0
@@ -133,7 +140,7 @@ def _run_many(seeds: Iterable[int], until_s: float | None, as_json: bool, total_
                 batch = list(itertools.islice(iterator, BATCH))
                 more = bool(batch) and not failures and (until_s is None or time.monotonic() < until_s)
                 if more:
-                    running.add(pool.submit(_batch, batch))
+                    running.add(pool.submit(_batch, batch, wanted))
             finished, running = wait(running, return_when=FIRST_COMPLETED) if running else (set(), set())
             for future in finished:
                 count, taken, found = future.result()
@@ -159,8 +166,9 @@ def _run_many(seeds: Iterable[int], until_s: float | None, as_json: bool, total_
         for invariant, number in Counter(invariant for _, invariant, _ in failures).items():
             click.echo(f"{number} broke {invariant}", err=True)
         seed = failures[0][0]
-        click.echo(f"the first one, shrunk (again: make sim SEED={seed}):\n", err=True)
-        result = _live(draw_plan(seed), no_shrink=False)
+        again = f"make sim SEED={seed}" if not wanted else f"python -m tests.sim one {seed} --events {','.join(wanted)}"
+        click.echo(f"the first one, shrunk (again: {again}):\n", err=True)
+        result = _live(draw_plan(seed, wanted), no_shrink=False)
         if not as_json:
             _show(result)
         return 1

@@ -120,6 +120,9 @@ class Machine:
         self.cut = False
         # The last run did not end in order, so that only the parent can prove that nothing was forgotten.
         self.unclean = False
+        # What its parent knows: how it was told to start, and whether a volume was ready since.
+        self.as_primary = False
+        self.was_ready = False
         other = NAMES[1 - NAMES.index(name)]
         self.config = Config(
             name="vol",
@@ -176,6 +179,8 @@ class Machine:
         if self.unclean and not memory_kept:
             self.on_forgotten()
         self.unclean = True
+        if not resume:
+            self.as_primary, self.was_ready = primary, False
         options = StartOptions(primary=primary, resume=resume, memory_kept=memory_kept)
         process = self.process = Process(self.name)
         self.world.note(self.name, f"starts{' as primary' if primary else ''}{' again (resume)' if resume else ''}")
@@ -188,6 +193,7 @@ class Machine:
                     return
                 self.volume = volume
                 volume.start()
+                self.was_ready = True
             except MirrorError as error:
                 self.world.note(self.name, f"does not start: {error}")
                 self.kill("gave up")
@@ -196,6 +202,11 @@ class Machine:
 
     def _cut_connections(self) -> None:
         self.cut = True
+
+    def start_again(self) -> None:
+        """nbdkit is gone and its parent starts it anew, as nbd_server.serve does."""
+        ready = self.was_ready
+        self.start(primary=self.as_primary and not ready, resume=ready, memory_kept=ready)
 
     def kill(self, why: str = "killed") -> None:
         """The process is gone; the machine and its page cache stay."""

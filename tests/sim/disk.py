@@ -83,11 +83,14 @@ class File:
             del self.versions[index]
         return True
 
-    def flip_a_bit(self, index: int) -> None:
+    def flip_a_bit(self, index: int) -> int:
+        """Returns the sector of the page in which it is."""
         page = bytearray(self.page(index))
         random = self.disk.scheduler.random
-        page[random.randrange(PAGE_BYTES)] ^= 1 << random.randrange(8)
+        at = random.randrange(PAGE_BYTES)
+        page[at] ^= 1 << random.randrange(8)
         self.cached[index] = self.durable[index] = bytes(page)
+        return at // SECTOR_BYTES
 
     def power_cut(self) -> None:
         random = self.disk.scheduler.random

@@ -235,14 +235,25 @@ FAULTS = (
     ),
     _fault(
         "a suspect block consumed by resync",
-        (
-            "mirror.sync:SyncSource._next",
-            "run = self._replica.dirty.next_run(",
-            "self._replica.dirty.merge(self._replica.suspects.found);"
-            " self._replica.suspects.clear(list(self._replica.suspects.found.runs()));"
-            " run = self._replica.dirty.next_run(",
-        ),
-        events=("flip", "verify", "reset"),
+        ("mirror.core.selection:select_changed", "copied.remove(my_suspects)", "pass"),
+        ("mirror.peer:Peer._attach", "replica.dirty.remove(replica.suspects.found)", "pass"),
+        events=("flip", "verify", "kill", "kill-nbdkit"),
+    ),
+    _fault(
+        "a part of a suspect block written alone is not sent",
+        ("mirror.sync:SyncSource._finish", "self._send_suspect_parts()", "pass"),
+        events=("flip", "verify", "cut", "heal"),
+    ),
+    _fault(
+        "a suspect block written whole alone is not sent",
+        ("mirror.replica:Replica.suspects_written_alone", "self.suspects.clear(whole)", "pass"),
+        events=("flip", "verify", "cut", "heal"),
+    ),
+    _fault(
+        "a write of a suspect block answered before it is stable",
+        ("mirror.primary:Primary._on_suspects", "change.made_durable() if touched else change", "change"),
+        ("mirror.primary:Primary.suspect_locked", "if open_here:", "if False:"),
+        events=("flip", "verify", "power"),
     ),
     _fault(
         "an Inconsistent copy promoted",

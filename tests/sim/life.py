@@ -23,7 +23,7 @@ from tests.sim.network import drop, flip_a_bit, stray
 from tests.sim.plan import NAMES, SIZE_BYTES, ClientOperation, Event, Plan
 from tests.sim.runbook import Runbook
 from tests.sim.scheduler import Process, Stuck
-from tests.sim.truth import Held, Truth, pattern, tags_of
+from tests.sim.truth import SECTORS_PER_PAGE, Held, Truth, pattern, tags_of
 
 # How long everything may take to be in step again, in virtual seconds, once nothing is broken any more.
 HEAL_S = 90.0
@@ -224,7 +224,7 @@ class Life:
             return
         machine.kill("nbdkit killed")
         self.killed(machine)
-        self.scheduler.at(0.05, lambda: machine.start(resume=True, memory_kept=True))
+        self.scheduler.at(0.05, machine.start_again)
 
     def _restart(self, machine: Machine, delay_s: float, primary: bool = False) -> None:
         def restart() -> None:
@@ -312,8 +312,9 @@ class Life:
         pages = [page for page, content in machine.data.cached.items() if content and machine.data.stable(page)]
         if pages:
             page = self.scheduler.random.choice(sorted(pages))
-            machine.data.flip_a_bit(page)
+            sector = page * SECTORS_PER_PAGE + machine.data.flip_a_bit(page)
             self.truth.flipped.add(page)
+            self.truth.spoilt[sector] = self.truth.now()
             self.world.note(machine.name, f"block {page} has a flipped bit")
 
     def _verify(self, machine: Machine, _number: float) -> None:

@@ -61,6 +61,7 @@ class Runbook:
                 self._compare_everything()
                 self.truth.check_equal()
                 self.truth.check_suspects()
+                self.truth.check_flipped(next(held for held in self.truth.held.values() if held.machine.is_primary))
             self.life.finished = True
             return
 
@@ -96,8 +97,8 @@ class Runbook:
 
     def _decide(self, one: Machine, two: Machine) -> bool:
         """One round of the runbook; True when nothing is left to be done."""
-        assert one.volume is not None
-        assert two.volume is not None
+        if one.volume is None or two.volume is None:
+            return False
         if self._settled():
             return True
         if not any(self._is_sound(machine) for machine in (one, two)):
@@ -207,7 +208,8 @@ class Runbook:
             self.scheduler.elapse(0.05)
             waited_s += 0.05
             if not any(machine.is_primary for machine in self.world.machines.values()):
-                # A command of before, a switch say, took its time.
+                # A command of before, a switch or a stop say, took its time.
+                self._start_all()
                 self._decide(*self.world.machines.values())
         if waited_s >= 30.0:
             self.world.violate("no-deadlock", f"the last reads from {primary.name} do not end. " + self.why_stuck())

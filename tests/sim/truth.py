@@ -69,6 +69,8 @@ class Held:
     serving_process: object = None
     serving_started: int = 0
     discard_allowed: bool = False
+    # An empty replica that was never in step: its contents are nothing to choose from.
+    void: bool = False
     log_extents: frozenset[int] = frozenset()
     log_damaged: bool = False
     durable_dirty: dict[int, int] = field(default_factory=dict)
@@ -95,6 +97,9 @@ class Truth:
         # When each block was first seen among the suspects of a replica, and when it was last written whole.
         self.suspected: dict[int, int] = {}
         self.written_whole: dict[int, int] = {}
+        # When each sector last got a client's write on either replica, and when a bit of it was flipped.
+        self.client_wrote: dict[int, int] = {}
+        self.spoilt: dict[int, int] = {}
         # Reigns whose primary drained and flushed everything before it ceased to be one.
         self.ended_in_order: set[int] = set()
         for held in self.held.values():
@@ -128,7 +133,7 @@ class Truth:
     def replaced(self, held: Held) -> None:
         """An empty replica took this one's place."""
         known = held.machine.superblock()
-        self.held[held.name] = fresh = Held(held.machine, known=known)
+        self.held[held.name] = fresh = Held(held.machine, known=known, void=True)
         fresh.power_cut_at = self.now()
         self._watch(fresh)
 
@@ -155,22 +160,29 @@ class Truth:
         known = held.known
         if task is None or known is None:
             return
+        if task.name.startswith(("worker", "apply")):
+            self.client_wrote.update(dict.fromkeys(range(first, last + 1), now))
         extents = range(offset // EXTENT_BYTES, (offset + length - 1) // EXTENT_BYTES + 1)
         if task.name.startswith("resync-apply"):
             if known.disk not in (DiskState.INCONSISTENT, DiskState.FAILED):
                 self.world.violate("inconsistent-first", f"a resync writes to {held.name}, which is {known.disk.value}")
-            self._check_no_suspect(held, range(offset // PAGE_BYTES, (offset + length - 1) // PAGE_BYTES + 1))
+            self._check_no_suspect(held, range(first, last + 1))
         elif task.name.startswith(("worker", "apply")):
             source = held if task.name.startswith("worker") else self.other(held)
             self._check_logged(
                 source, held, extents, range(offset // PAGE_BYTES, (offset + length - 1) // PAGE_BYTES + 1)
             )
 
-    def _check_no_suspect(self, target: Held, pages: range) -> None:
-        """A resync writes what is dirty, and no block only because it is suspect (invariant suspect-is-not-dirty)."""
-        dirty = self.other(target).durable_dirty
-        for page in pages:
-            if page in self.suspected and not dirty.get(page // PAGES_PER_EXTENT, 0) >> (page % PAGES_PER_EXTENT) & 1:
+    def _check_no_suspect(self, target: Held, sectors: range) -> None:
+        """No resync decides which side of a suspect block is right (invariant suspect-is-not-dirty).
+
+        It may bring what a client has written since, and overwrite what a person or a policy has given up.
+        """
+        if target.void or self._discards(target, set()):
+            return
+        for sector in sectors:
+            page = sector // SECTORS_PER_PAGE
+            if page in self.suspected and self.client_wrote.get(sector, 0) < self.suspected[page]:
                 self.world.violate("suspect-is-not-dirty", f"a resync overwrites suspect block {page} of {target.name}")
 
     def _check_logged(self, primary: Held, held: Held, extents: range, pages: range) -> None:
@@ -316,12 +328,14 @@ class Truth:
 
     def _take(self, target: Held, source: Held) -> None:
         """The target has all that the source has."""
+        if target.void or self._discards(target, set()):
+            self.suspected.clear()
         target.reign, target.loss, target.has = source.reign, source.loss, dict(source.has)
         if source.reign is not None and self._may_be_behind(source, source.reign, connected=False):
             source.loss = target.loss = max(target.loss, Loss.UNFLUSHED, key=LOSSES.index)
         target.forgiven = dict(source.forgiven)
         target.forgot = source.forgot = False
-        target.discard_allowed = False
+        target.discard_allowed = target.void = False
 
     def _equal(self, one: Held, other: Held) -> None:
         """Both say that they are in step."""
@@ -373,8 +387,9 @@ class Truth:
         held.serving, held.serving_process, held.serving_started = reign, held.machine.process, time
         if connected and other.known is not None and other.known.disk is DiskState.UP_TO_DATE:
             other.reign, other.loss = reign, Loss.NONE
-        else:
-            # What it answers, reads included, rests on its copy alone.
+        elif known is None or other.known is None or known.current != other.known.current:
+            # What it answers, reads included, rests on its copy alone. Not when it was promoted by a peer that has died
+            # since: it records that before it answers anything that the peer lacks.
             self._count_alone(held, reign)
         self.world.note(
             held.name, f"serves: reign {reign.number}, {loss.name} lost of reign {parent.number if parent else '-'}"
@@ -533,6 +548,31 @@ class Truth:
                 first, second = tags_of(one.page(page)), tags_of(two.page(page))
                 self.world.violate("equal-after-sync", f"block {page} differs: {first} and {second}")
                 return
+
+    def check_flipped(self, held: Held) -> None:
+        """Where a bit was flipped every answered write is there all the same, on both copies, but for that sector."""
+        assert held.serving is not None
+        for one in self.held.values():
+            tags = {
+                sector: tag
+                for page in self.flipped
+                for sector, tag in enumerate(tags_of(one.machine.data.page(page)), page * SECTORS_PER_PAGE)
+                if sector not in self.spoilt or self._rewritten(held.serving, sector)
+            }
+            for violation in self.history.check_contents(held.serving, tags, one.name, time=self.now()):
+                self.world.violate("suspect-is-not-dirty", f"beside a flipped bit: {violation}")
+                return
+
+    def _rewritten(self, reign: Reign, sector: int) -> bool:
+        """Answered after a bit of it was flipped and not lost since, so that nothing of it may be left."""
+        reigns = [reign]
+        while reigns[-1].loss is Loss.NONE and reigns[-1].parent is not None:
+            reigns.append(reigns[-1].parent)
+        return any(
+            one.writes and one.done_time is not None and one.call_time > self.spoilt[sector] and sector in one.sectors
+            for one in self.history.operations
+            if one.reign in reigns
+        )
 
     def note_suspects(self) -> None:
         """Look at the suspects: a block is one only for a cause."""

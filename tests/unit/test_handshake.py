@@ -11,15 +11,16 @@ from cli import offline
 from mirror import handshake
 from mirror.core.dirty_map import DirtyMap
 from mirror.core.errors import LinkLost, MirrorError, ProtocolError
-from mirror.core.generation import Kind, Standing
+from mirror.core.generation import Action, Kind, Outcome, Standing
 from mirror.core.layout import Geometry, encode_map_page
 from mirror.core.limits import EXTENT_BYTES, EXTENTS_PER_PAGE, HISTORY_MAX
+from mirror.core.policy import REFUSE_ALWAYS
 from mirror.core.states import DiskState, Role
 from mirror.core.wire import SESSION_VERSION, SESSION_VERSION_MIN, Flag, MessageType
-from mirror.handshake import Refusal, decode_standing, encode_standing, parse_hello
+from mirror.handshake import Plan, Refusal, decode_standing, encode_standing, parse_hello
 from mirror.runtime import Runtime
 from nbd_server.volume import StartOptions, Volume
-from tests.pair import SIZE_BYTES, create, free_port, pair, peer_of, serve, session_of, stop, wait_ended
+from tests.pair import SIZE_BYTES, create, free_port, pair, peer_of, serve, session_of, stop, wait_ended, wait_in_step
 
 STANDING = Standing(
     replica_id=bytes(range(16)),
@@ -343,9 +344,13 @@ def test_a_result_of_a_resync_that_says_nothing_sensible_can_be_shown(tmp_path: 
 def test_a_map_that_cannot_be_right_is_refused_and_leaves_the_own_one_sound(tmp_path: Path, their_map: object) -> None:
     create(tmp_path / "a", 7000, 7001, size_bytes=2 * EXTENT_BYTES)
     volume = Volume.open(tmp_path / "a", StartOptions(), Runtime(), lambda: None)
+    mine = handshake.standing(volume._replica, False, REFUSE_ALWAYS)
+    plan = Plan(Outcome("behind", Action.SOURCE_BITMAP, ""), mine, mine, 7)
     dirty: DirtyMap = volume._replica.dirty
-    with pytest.raises(ProtocolError):
-        handshake._merge(volume._replica, their_map)
+    for message in ({"map": their_map}, {"map": [], "suspects": their_map}):
+        with pytest.raises(ProtocolError):
+            handshake._select(volume._replica, plan, message)
+    assert volume._replica.dirty is dirty
     assert all(type(extent) is int for extent in dirty.extents())
     assert dirty.dirty_blocks == sum(dirty.bits(extent).bit_count() for extent in range(2))
     volume._replica.persist_map()
@@ -365,3 +370,31 @@ def test_a_sound_map_page_that_names_blocks_behind_the_volume_is_damage(tmp_path
         assert volume._replica.dirty.dirty_bytes == EXTENT_BYTES + 4096
         assert any("can't be read" in note for note in volume._notes)
         volume._replica.store.close()
+
+
+def test_a_source_is_stable_before_its_target_gives_up_what_only_it_may_remember(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pair(tmp_path) as (first, second):
+        first.write(memoryview(b"!" * 4096), 0, False)
+        done: list[str] = []
+        flush, update = first._replica.store.flush, second._replica.update
+
+        def noted_flush() -> None:
+            flush()
+            done.append("source flushed")
+
+        def noted_update(**changes: Any) -> None:
+            if changes.get("disk") is DiskState.INCONSISTENT:
+                done.append("target Inconsistent")
+            update(**changes)
+
+        monkeypatch.setattr(first._replica.store, "flush", noted_flush)
+        monkeypatch.setattr(second._replica, "update", noted_update)
+        session = session_of(first)
+        session.end("a cut, for the test")
+        wait_ended(first, session)
+        wait_in_step(first)
+        wait_in_step(second)
+        assert "target Inconsistent" in done
+        assert done.index("source flushed") < done.index("target Inconsistent")

@@ -60,11 +60,11 @@ RAW = {
     "torn": encode_superblock(NEWER)[:1024] + encode_superblock(BLOCK)[1024:2048] + bytes(2048),
     "zero": bytes(RECORD_BYTES),
     "unread": b"",
-    "version 3": of_version(3),
+    "version 4": of_version(4),
     "version 0": of_version(0),
 }
 DAMAGED = {"torn", "zero", "unread"}
-UNKNOWN = {"version 3", "version 0"}
+UNKNOWN = {"version 4", "version 0"}
 
 
 def expected(first: str, second: str) -> tuple[str, Superblock | None]:

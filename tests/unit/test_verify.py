@@ -9,10 +9,9 @@ from typing import Any
 import pytest
 
 from cli import offline
-from mirror import compare, driven
+from mirror import compare
 from mirror.core.errors import OperatorError
-from mirror.core.limits import BLOCK_BYTES
-from mirror.suspects import Suspects
+from mirror.core.limits import BLOCK_BYTES, EXTENT_BYTES
 from nbd_server.config import load
 from nbd_server.volume import Volume
 from tests.pair import PATIENCE_S, SIZE_BYTES, pair, peer_of, serve, session_of, wait_in_step
@@ -204,27 +203,78 @@ def test_a_write_that_may_be_lost_clears_nothing(tmp_path: Path, monkeypatch: py
         assert suspects(first) == suspects(second) == [[0, 4096]]
 
 
-def test_no_resync_consumes_a_suspect(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def contents(tmp_path: Path) -> tuple[bytes, bytes]:
+    a, b = ((tmp_path / name / "data").read_bytes() for name in "ab")
+    return a, b
+
+
+def reconnect(first: Volume, second: Volume) -> None:
+    first.connect(False)
+    wait_in_step(first)
+    wait_in_step(second)
+    wait_until(lambda: first.status()["proof"]["state"] == "proven")
+
+
+def test_a_resync_brings_of_a_suspect_block_what_the_client_wrote_and_no_more(tmp_path: Path) -> None:
+    with pair(tmp_path) as (first, second):
+        first.write(memoryview(BLOCK * 5), 0, False)
+        first.flush()
+        for block in range(5):
+            flip(tmp_path, "b", block * 4096)
+        verify(first)
+        first.disconnect()
+        first.write(memoryview(b"!" * 100), 50, False)  # a part
+        first.write(memoryview(b"?" * 4096), 2 * 4096 - 96, False)  # a part of the second one, most of the third
+        first.write(memoryview(OTHER), 3 * 4096, False)  # all of the fourth
+        # In pieces all of the fifth.
+        first.zero(4 * 4096 + 1000, 3096, False, False, False)
+        first.write(memoryview(b"#" * 1000), 4 * 4096, False)
+        reconnect(first, second)
+        assert suspects(first) == suspects(second) == [[0, 3 * 4096]]
+        a, b = contents(tmp_path)
+        assert b[50:150] == b"!" * 100
+        assert b[2 * 4096 - 96 : 3 * 4096 - 96] == b"?" * 4096
+        assert b[3 * 4096 : 5 * 4096] == OTHER + b"#" * 1000 + bytes(3096)
+        differing = [at for at in range(SIZE_BYTES) if a[at] != b[at]]
+        # The flipped byte of the third block was overwritten.
+        assert differing == [0, 4096]
+        assert first._replica.superblock.suspect_parts == ()
+
+
+def test_after_a_crash_the_suspects_of_the_log_are_left_alone(tmp_path: Path) -> None:
+    """Every extent of the log is dirty then, and the side that is the source must not decide (it may be bad)."""
     with pair(tmp_path) as (first, second):
         first.write(memoryview(BLOCK * 2), 0, False)
         first.flush()
         flip(tmp_path, "b", 0)
-        flip(tmp_path, "b", 4096)
         verify(first)
-        # Either side by itself: neither gets back from the other one what the resync took.
-        monkeypatch.setattr(Suspects, "learn", lambda self, runs: None)
-        monkeypatch.setitem(driven._ANSWERS, "suspects_add", lambda self, message: None)
+        before = contents(tmp_path)
+        for side in (first, second):
+            with side._replica.books:
+                side._replica.dirty.mark_extent(0)
         first.disconnect()
-        # The first one is dirty too: what the client was told is there must reach the peer, the suspicion stays.
-        first.write(memoryview(b"!"), 0, False)
-        first.connect(False)
-        wait_in_step(first)
-        wait_in_step(second)
-        wait_until(lambda: first.status()["proof"]["state"] == "proven")
-        assert suspects(first) == suspects(second) == [[0, 8192]]
-        a, b = ((tmp_path / name / "data").read_bytes() for name in "ab")
-        assert a[:4096] == b[:4096]
-        assert a[4096:8192] != b[4096:8192]
+        reconnect(first, second)
+        assert first.status()["last_resync"]["dirty_bytes"] == EXTENT_BYTES - 4096
+        assert suspects(first) == suspects(second) == [[0, 4096]]
+        assert contents(tmp_path) == before
+
+
+def test_more_parts_than_can_be_kept_are_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("mirror.replica.SUSPECT_PARTS_MAX", 2)
+    with pair(tmp_path) as (first, second):
+        for block in range(3):
+            flip(tmp_path, "b", block * 4096)
+        verify(first)
+        first.disconnect()
+        for block in range(3):
+            first.write(memoryview(b"!"), block * 4096 + 9, False)
+        assert any("too many parts" in record.message for record in caplog.records)
+        reconnect(first, second)
+        assert suspects(first) == suspects(second) == [[0, 2 * 4096]]
+        a, b = contents(tmp_path)
+        assert [at for at in range(SIZE_BYTES) if a[at] != b[at]] == [0, 4096]
 
 
 def test_they_outlive_a_restart_and_a_promotion(tmp_path: Path) -> None:
