@@ -27,6 +27,7 @@ POLL_S = 0.1
 QUIET_S = 2.0
 PIPE_LINE_S = 10.0
 STOP_PATIENCE_S = 10.0
+NEXT = "the next verify begins there"
 
 
 @click.command()
@@ -36,8 +37,8 @@ STOP_PATIENCE_S = 10.0
 @click.option("--suspects", is_flag=True, help="Only the blocks that were found different before.")
 @click.option("--rate", type=SIZE, help="At most so many bytes a second (100M).")
 @click.option("--background", is_flag=True, help="Return at once; `status` shows the progress and the result.")
-@click.option("--restart", is_flag=True, help="From the beginning, though the last one was cut short.")
-@click.option("--stop", is_flag=True, help="Stop a running one; the next one goes on there.")
+@click.option("--restart", is_flag=True, help="From 0, though the last one was cut short.")
+@click.option("--stop", is_flag=True, help="Stop a running one; the next one begins there.")
 @click.option("--json", "as_json", is_flag=True, help="The result for machines.")
 def verify(
     directory: Path,
@@ -52,7 +53,10 @@ def verify(
 ) -> None:
     """Compare both replicas, while clients write.
 
-    Blocks that differ are listed and kept as suspects. One that was cut short goes on where it was.
+    Blocks that differ are listed and kept as suspects.
+
+    One that was cut short goes on where it was while the replicas stay connected. If they were apart since, or changed
+    roles, the next one begins there and goes once round the whole volume, so that "equal" is always said of all of it.
 
     Exit status 0: they are equal (with --repair: now). 1: they differ. 2: wrong usage. 3: it could not be done.
 
@@ -69,15 +73,12 @@ def verify(
     try:
         if stop:
             _stop(directory)
-            output.say("stopped; the next verify goes on there")
+            output.say(f"stopped; {NEXT}")
             return
         wish = {"repair": side or "", "rate": rate or 0, "suspects_only": suspects, "restart": restart}
         run = _ask(directory, act="start", **wish)
-        if run["resumed_bytes"]:
-            _say(
-                as_json,
-                f"goes on at {size_text(run['resumed_bytes'])}, where the last one ended (--restart begins anew)",
-            )
+        if beginning := _beginning(run):
+            _say(as_json, beginning)
         if background:
             _say(as_json, "verifying in the background; `nbdmirror status` shows how it goes")
             return
@@ -88,6 +89,20 @@ def verify(
     sys.exit(status_code)
 
 
+def _beginning(run: dict[str, Any]) -> str:
+    """Where a run begins that does not begin at 0, and how much it will compare."""
+    # An older release, which may be the primary's, names no beginning.
+    if run["resumed_bytes"]:
+        at, compared = run.get("cursor", run["resumed_bytes"]), size_text(run["resumed_bytes"])
+        return f"goes on at {size_text(at)}, where the last one was stopped: {compared} were compared by then"
+    if run.get("begin"):
+        return (
+            f"begins at {size_text(run['begin'])}, where the last one ended, and goes once round the whole volume, "
+            "because the replicas were apart or changed roles since (--restart begins at 0)"
+        )
+    return ""
+
+
 def _finish(directory: Path, run: dict[str, Any], as_json: bool) -> int:
     """Wait for the end and tell of it; returns the exit status."""
     try:
@@ -95,7 +110,7 @@ def _finish(directory: Path, run: dict[str, Any], as_json: bool) -> int:
     except KeyboardInterrupt:
         with contextlib.suppress(control.CommandRefused):  # it has just ended
             _stop(directory)
-        output.fail("stopped", "the next verify goes on there")
+        output.fail("stopped", NEXT)
         return COULD_NOT
     if as_json:
         click.echo(json.dumps(run, indent=2))
@@ -103,7 +118,7 @@ def _finish(directory: Path, run: dict[str, Any], as_json: bool) -> int:
         _tell(run)
     if run["state"] != "done":
         why = f"the verify stopped after {size_text(run['resumed_bytes'] + run['done_bytes'])}: {run['reason']}"
-        output.fail(why, "the next verify goes on there")
+        output.fail(why, NEXT)
         return COULD_NOT
     return DIFFER if run["result"] == "differs" else EQUAL
 

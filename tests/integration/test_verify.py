@@ -98,17 +98,21 @@ def test_a_peer_lost_in_the_middle_and_the_rest_later(cluster: Cluster) -> None:
         b.kill()
         out, err = process.communicate(timeout=30)
     assert process.returncode == 3, err
-    assert "the next verify goes on there" in err
+    assert "the next verify begins there" in err
     assert "offset 0, length 4096" in out
     b.serve()
     a.wait_in_step()
+    # Below the place where it ended, and equal when it was compared.
+    flip(b, MIB)
     rest = verify(a)
-    assert "goes on at" in rest.stdout
-    assert rest.returncode == 1, "what the first part found counts"
-    assert "64 MiB compared, 4 KiB differ" in rest.stdout
+    assert "goes once round the whole volume" in rest.stdout
+    assert rest.returncode == 1, rest
+    assert f"differs: offset {MIB}, length 4096" in rest.stdout
+    assert "64 MiB compared, 8 KiB differ" in rest.stdout
     # The client writes the whole block again.
     with a.client() as client:
-        client.pwrite(b"new" + bytes(4093), 0)
+        for offset in (0, MIB):
+            client.pwrite(b"new" + bytes(4093), offset)
         client.flush()
     a.wait_status(suspects__bytes=0)
     b.wait_status(suspects__bytes=0)
@@ -129,14 +133,31 @@ def test_ctrl_c_stops_it_and_it_goes_on(cluster: Cluster) -> None:
     status = a.status()
     assert status["verify"] is None
     assert status["last_verify"]["result"] == "stopped"
-    # Over a restart.
     assert 0 < status["last_verify"]["checked_bytes"] < SIZE_BYTES
+    on = verify(a)
+    assert "goes on at" in on.stdout
+    assert "equal: 64 MiB compared" in on.stdout
+    assert re.match("equal: 64 MiB compared", verify(a).stdout)
+
+
+def test_over_a_restart_it_goes_once_round(cluster: Cluster) -> None:
+    a, _ = cluster.pair()
+    a.allow(DIFFER)
+    verify(a, "--background", "--rate", "8M")
+    a.wait_status(verify__done_bytes=lambda done: (done or 0) >= 2 * MIB)
+    assert "the next verify begins there" in verify(a, "--stop").stdout
     a.stop()
     a.serve("--primary")
     a.wait_in_step()
-    assert "goes on at" in verify(a).stdout
-    again = verify(a)
-    assert "goes on" not in again.stdout
+    verify(a, "--background", "--rate", "8M")
+    running = a.wait_status(verify=lambda run: run is not None)["verify"]
+    assert (running["total_bytes"], running["resumed_bytes"]) == (SIZE_BYTES, 0)
+    assert running["begin"] >= 2 * MIB
+    assert "once round from" in a.command("status").stdout
+    assert "the next verify begins there" in verify(a, "--stop").stdout
+    result = json.loads(verify(a, "--json").stdout)
+    assert (result["result"], result["resumed_bytes"] + result["done_bytes"]) == ("equal", SIZE_BYTES)
+    assert a.status()["last_verify"]["checked_bytes"] == SIZE_BYTES
 
 
 def test_in_the_background_the_status_tells(cluster: Cluster) -> None:
