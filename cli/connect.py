@@ -38,7 +38,8 @@ def connect(directory: Path, discard_my_data: bool, dry_run: bool, as_json: bool
       nbdmirror connect /srv/vol --discard-my-data               on the loser of a split brain
     """
     if dry_run:
-        plan = fetch(directory, "plan", PLAN_S, discard_my_data=discard_my_data)
+        with output.errors_as_json(as_json):
+            plan = fetch(directory, "plan", PLAN_S, discard_my_data=discard_my_data)
         click.echo(json.dumps(plan, indent=2)) if as_json else _show(plan)
         return
     if as_json:

@@ -50,7 +50,8 @@ def diff(directory: Path, as_json: bool, limit: int) -> None:
       nbdmirror diff /srv/vol --json | jq .own_bytes
     """
     try:
-        found = _fetch(directory, limit)
+        with output.errors_as_json(as_json):
+            found = _fetch(directory, limit)
     except MirrorError as error:
         output.fail(error.message, error.remedy)
         sys.exit(NOT_TOLD)

@@ -71,20 +71,27 @@ def verify(
     if stop and (repair or suspects or rate or background or restart):
         raise click.UsageError("--stop goes alone")
     try:
-        if stop:
-            _stop(directory)
-            output.say(f"stopped; {NEXT}")
-            return
-        wish = {"repair": side or "", "rate": rate or 0, "suspects_only": suspects, "restart": restart}
-        run = _ask(directory, act="start", **wish)
-        if beginning := _beginning(run):
-            _say(as_json, beginning)
-        if background:
-            _say(as_json, "verifying in the background; `nbdmirror status` shows how it goes")
-            return
-        status_code = _finish(directory, run, as_json)
+        with output.errors_as_json(as_json):
+            if stop:
+                run = _stop(directory)
+                click.echo(json.dumps(run, indent=2)) if as_json else output.say(f"stopped; {NEXT}")
+                return
+            wish = {"repair": side or "", "rate": rate or 0, "suspects_only": suspects, "restart": restart}
+            run = _ask(directory, act="start", **wish)
+            if beginning := _beginning(run):
+                _say(as_json, beginning)
+            if background:
+                _say(as_json, "verifying in the background; `nbdmirror status` shows how it goes")
+                if as_json:
+                    click.echo(json.dumps(run, indent=2))
+                return
+            status_code = _finish(directory, run, as_json)
     except MirrorError as error:
         output.fail(error.message, error.remedy)
+        status_code = COULD_NOT
+    except KeyboardInterrupt:
+        # While it was asked for: 1, as `main` has it for others, would say that the copies differ.
+        output.fail("stopped while the server was asked", "`nbdmirror status` shows whether a verify runs")
         status_code = COULD_NOT
     sys.exit(status_code)
 
@@ -110,15 +117,20 @@ def _finish(directory: Path, run: dict[str, Any], as_json: bool) -> int:
     except KeyboardInterrupt:
         with contextlib.suppress(control.CommandRefused):  # it has just ended
             _stop(directory)
+        if as_json:
+            output.fail_as_json("stopped", NEXT)
         output.fail("stopped", NEXT)
         return COULD_NOT
+    error, remedy = None, None
+    if run["state"] != "done":
+        compared = size_text(run["resumed_bytes"] + run["done_bytes"])
+        error, remedy = f"the verify stopped after {compared}: {run['reason']}", NEXT
     if as_json:
-        click.echo(json.dumps(run, indent=2))
+        click.echo(json.dumps({**run, "error": error, "remedy": remedy}, indent=2))
     else:
         _tell(run)
-    if run["state"] != "done":
-        why = f"the verify stopped after {size_text(run['resumed_bytes'] + run['done_bytes'])}: {run['reason']}"
-        output.fail(why, NEXT)
+    if error is not None:
+        output.fail(error, NEXT)
         return COULD_NOT
     return DIFFER if run["result"] == "differs" else EQUAL
 
@@ -204,13 +216,15 @@ def _ask(directory: Path, **request: object) -> dict[str, Any]:
     return run
 
 
-def _stop(directory: Path) -> None:
-    _ask(directory, act="stop")
+def _stop(directory: Path) -> dict[str, Any]:
+    run = _ask(directory, act="stop")
     deadline_s = time.monotonic() + STOP_PATIENCE_S
-    while _ask(directory, act="progress")["state"] == "running":
+    while run["state"] == "running":
         if time.monotonic() > deadline_s:
             raise OperatorError("the verify does not stop: a disk is slow", remedy="look at the server's log")
         time.sleep(POLL_S)
+        run = _ask(directory, act="progress")
+    return run
 
 
 def _say(as_json: bool, text: str) -> None:

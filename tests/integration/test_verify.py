@@ -81,6 +81,9 @@ def test_exit_statuses_of_what_can_not_be_done(cluster: Cluster) -> None:
     lost = verify(a)
     assert lost.returncode == 3
     assert "not connected" in lost.stderr
+    told = json.loads(verify(a, "--json").stdout)
+    assert "not connected" in told["error"]
+    assert told["remedy"] == "verify when it is back"
     assert verify(b).returncode == 3, "nothing serves it"
 
 
@@ -123,13 +126,17 @@ def test_ctrl_c_stops_it_and_it_goes_on(cluster: Cluster) -> None:
     a, _ = cluster.pair()
     a.allow(DIFFER)
     with subprocess.Popen(
-        [NBDMIRROR, "verify", a.directory, "--rate", "4M"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [NBDMIRROR, "verify", a.directory, "--rate", "4M", "--json"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     ) as process:
         a.wait_status(verify__done_bytes=lambda done: (done or 0) > 0)
         process.send_signal(signal.SIGINT)
-        _, err = process.communicate(timeout=20)
+        out, err = process.communicate(timeout=20)
     assert process.returncode == 3
     assert "stopped" in err
+    assert json.loads(out)["error"] == "stopped"
     status = a.status()
     assert status["verify"] is None
     assert status["last_verify"]["result"] == "stopped"
@@ -154,7 +161,8 @@ def test_over_a_restart_it_goes_once_round(cluster: Cluster) -> None:
     assert (running["total_bytes"], running["resumed_bytes"]) == (SIZE_BYTES, 0)
     assert running["begin"] >= 2 * MIB
     assert "once round from" in a.command("status").stdout
-    assert "the next verify begins there" in verify(a, "--stop").stdout
+    stopped = verify(a, "--stop", "--json")
+    assert (stopped.returncode, json.loads(stopped.stdout)["state"]) == (0, "stopped")
     result = json.loads(verify(a, "--json").stdout)
     assert (result["result"], result["resumed_bytes"] + result["done_bytes"]) == ("equal", SIZE_BYTES)
     assert a.status()["last_verify"]["checked_bytes"] == SIZE_BYTES
@@ -173,7 +181,10 @@ def test_in_the_background_the_status_tells(cluster: Cluster) -> None:
     ended = a.wait_status(20.0, verify=None)
     assert ended["last_verify"]["result"] == "equal"
     assert "equal, 64 MiB compared" in b.command("status").stdout
-    assert json.loads(verify(a, "--json").stdout)["result"] == "equal"
+    result = json.loads(verify(a, "--json").stdout)
+    assert (result["result"], result["error"], result["remedy"]) == ("equal", None, None)
+    assert json.loads(verify(a, "--json", "--background").stdout)["state"] in ("running", "done")
+    a.wait_status(20.0, verify=None)
 
 
 def test_no_false_alarm_under_fio(cluster: Cluster, tmp_path: Path) -> None:
