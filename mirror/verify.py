@@ -360,8 +360,11 @@ class Verifier:
             self._ask_to_stop()
         elif act != "progress":
             raise OperatorError(f"{act!r} is nothing that a verify can do", remedy="run the same release on both nodes")
+        with self._replica.books:
+            # One that finds all equal clears none that was found before.
+            suspects = self._replica.suspects.status()
         with self._changed:
-            return {"run": self.run.status() if self.run is not None else None}
+            return {"run": {**self.run.status(), "suspects": suspects} if self.run is not None else None}
 
     def _start(self, wish: Wish, session: Session | None) -> None:
         replica = self._replica

@@ -70,6 +70,29 @@ def test_a_flipped_byte_from_finding_to_repair(cluster: Cluster, flipped: str) -
         assert client.pread(4096, 5 * MIB) == bytes([5]) * 4096
 
 
+def test_equal_and_still_suspect_says_what_clears_it(cluster: Cluster) -> None:
+    a, b = cluster.pair()
+    a.allow(DIFFER)
+    # There and back again: no client wrote, and nobody said who is right.
+    for _ in range(2):
+        flip(b, 5 * MIB)
+        verify(a)
+    clear = f"verify {b.directory} --suspects --repair --from primary"
+    plain = verify(b)
+    assert (plain.returncode, plain.stdout) == (0, "equal: 64 MiB compared\n")
+    assert "4 KiB stay listed as suspects" in plain.stderr
+    assert clear in plain.stderr
+    for options in ((), ("--suspects",)):
+        done = verify(b, "--json", *options)
+        told = json.loads(done.stdout)
+        assert (done.returncode, told["result"], told["error"]) == (0, "equal", None)
+        assert told["suspects"] == {"bytes": 4096, "ranges": [[5 * MIB, 4096]], "more": False}
+        assert clear in told["remedy"]
+    repaired = verify(b, "--suspects", "--repair", "--from", "primary")
+    assert (repaired.returncode, repaired.stdout, repaired.stderr) == (0, "equal: 4 KiB compared\n", "")
+    assert verify(b).stderr == ""
+
+
 def test_exit_statuses_of_what_can_not_be_done(cluster: Cluster) -> None:
     a, b = cluster.pair()
     for words in (["--repair"], ["--from", "primary"], ["--repair", "--from", "left"], ["--rate", "none"]):
