@@ -16,7 +16,7 @@ from mirror.core.errors import DamagedRecord, MirrorError
 from mirror.core.layout import Geometry, Superblock
 from mirror.core.limits import EXTENT_BYTES
 from mirror.core.states import DiskState
-from mirror.store import DATA_NAME, META_NAME, SUSPECTS_NAME
+from mirror.store import DATA_NAME, META_NAME, SUSPECTS_NAME, UNPROVEN_NAME
 from nbd_server import config, hold
 from nbd_server.config import Config
 from nbd_server.status import iso_time
@@ -92,6 +92,7 @@ def _look(directory: Path, served: bool) -> Findings:
         _show_log(known, metadata.body, findings)
         _show_map(known, metadata.body, findings)
         _show_suspects(directory, metadata.body, findings)
+        _show_unproven(directory, metadata.body, findings)
     _show_data(replica.data_path(directory) if replica else directory / DATA_NAME, known, findings)
     return findings
 
@@ -100,8 +101,23 @@ def _show_suspects(directory: Path, body: Body, findings: Findings) -> None:
     findings.section(str(directory / SUSPECTS_NAME))
     for page in body.damaged_suspects:
         findings.damaged(f"page {page}", f"page {page} of the suspects", "it can't be read: all its blocks are suspect")
-    suspect_bytes = body.suspects.dirty_bytes
-    findings.add("suspects", f"{suspect_bytes} bytes were found different" if suspect_bytes else "none")
+    if _is_there(SUSPECTS_NAME, body, findings):
+        suspect_bytes = body.suspects.dirty_bytes
+        findings.add("suspects", f"{suspect_bytes} bytes were found different" if suspect_bytes else "none")
+
+
+def _show_unproven(directory: Path, body: Body, findings: Findings) -> None:
+    findings.section(str(directory / UNPROVEN_NAME))
+    for page, error in body.damaged_unproven.items():
+        findings.damaged(f"page {page}", f"page {page} of the unproven extents", _why(error))
+    if _is_there(UNPROVEN_NAME, body, findings):
+        findings.add("unproven", f"{body.unproven_extents} extents to compare, beside those in the activity log")
+
+
+def _is_there(name: str, body: Body, findings: Findings) -> bool:
+    if name in body.missing:
+        findings.damaged("file", name, offline.MISSING[name])
+    return name not in body.missing
 
 
 def _show_config(directory: Path, findings: Findings) -> Config | None:
