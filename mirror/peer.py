@@ -559,6 +559,9 @@ class Peer:
             if state is ConnectionState.SYNC_SOURCE:
                 self.source = SyncSource(self._primary, session, self._source_done)
                 self.plan = self.forecast(plan.outcome, plan.mine, plan.theirs, self.source.total_bytes)
+                # The target knows how many blocks each map names, not how many both.
+                with contextlib.suppress(LinkLost):  # seen by whoever reads the stream
+                    session.notify("sync_progress", **self.source.status())
                 self.source.start()
 
     def _not_connected(self, error: MirrorError) -> bool:
@@ -592,7 +595,7 @@ class Peer:
                 self.changed.notify_all()
             return None
         if operation == "sync_progress":
-            self.target_progress = handshake.progress(message)
+            self._note_progress(handshake.progress(message))
             return None
         if operation == "sync_finished":
             self._target_done(session, message)
@@ -610,6 +613,13 @@ class Peer:
         with self.changed:
             self.changed.notify_all()
         return answer
+
+    def _note_progress(self, progress: dict[str, int | None]) -> None:
+        total_bytes = progress["total_bytes"]
+        with self.changed:
+            self.target_progress = progress
+            if self.plan is not None and total_bytes is not None and self.state is ConnectionState.SYNC_TARGET:
+                self.plan = self.plan.with_bytes(total_bytes, speed_of(self._replica.superblock.last_resync))
 
     def _goodbye(self, session: Session, message: dict[str, Any]) -> None:
         """The peer leaves in order, and says what this side could not know later."""
