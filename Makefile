@@ -2,7 +2,7 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-test run test test-long bench lint format pictures clean
+.PHONY: help setup setup-test run test test-long sim soak bench lint format pictures clean
 
 bin := .venv/bin
 
