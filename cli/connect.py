@@ -8,8 +8,9 @@ import click
 
 from cli import output
 from cli.ask import CONNECT_S, PLAN_S, ask, fetch
-from cli.output import duration_text, size_text
+from cli.output import duration_text
 from cli.parameters import directory_argument, yes_option
+from mirror.core.units import size_text
 
 
 @click.command()

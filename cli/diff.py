@@ -11,12 +11,12 @@ from rich.table import Table
 
 from cli import offline, output
 from cli.ask import DIFF_S
-from cli.output import size_text
 from cli.parameters import directory_argument
 from mirror.core.difference import compare
 from mirror.core.dirty_map import DirtyMap
 from mirror.core.errors import MirrorError, OperatorError
 from mirror.core.limits import DIFF_RUNS_DEFAULT, DIFF_RUNS_MAX
+from mirror.core.units import size_text
 from nbd_server import config, control, outlook
 
 EQUAL, DIFFERS, NOT_TOLD = 0, 1, 3

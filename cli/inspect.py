@@ -16,6 +16,7 @@ from mirror.core.errors import DamagedRecord, MirrorError
 from mirror.core.layout import Geometry, Superblock
 from mirror.core.limits import EXTENT_BYTES
 from mirror.core.states import DiskState
+from mirror.core.units import exact_size_text, size_text
 from mirror.store import DATA_NAME, META_NAME, SUSPECTS_NAME, UNPROVEN_NAME
 from nbd_server import config, hold
 from nbd_server.config import Config
@@ -158,9 +159,9 @@ def _show_superblock(directory: Path, metadata: Metadata, served: bool, findings
 
 
 def _fields(known: Superblock, served: bool) -> Iterator[tuple[str, str]]:
-    yield "volume", f"{known.name}, {output.size_text(known.size_bytes)} ({known.size_bytes} bytes)"
+    yield "volume", f"{known.name}, {exact_size_text(known.size_bytes)}"
     if known.next_size_bytes:
-        yield "resize", f"to {known.next_size_bytes} bytes; finished or undone when both replicas meet"
+        yield "resize", f"to {exact_size_text(known.next_size_bytes)}; finished or undone when both replicas meet"
     yield "volume id", known.volume_id.hex() if any(known.volume_id) else "none yet"
     yield "replica id", known.replica_id.hex()
     yield "kind", f"{known.kind.value}: {KINDS[known.kind.value]}"
@@ -201,7 +202,7 @@ def _show_log(known: Superblock, body: Body, findings: Findings) -> None:
                 "torn", f"the record at position {body.log.torn}: a crash came while it was written, as it may"
             )
         hot = len(body.log.extents)
-        findings.add("extents", f"{hot} named ({output.size_text(hot * EXTENT_BYTES)})")
+        findings.add("extents", f"{hot} named ({size_text(hot * EXTENT_BYTES)})")
     for row in body.found.rows:
         findings.add("a start finds", f"{row.name}: {row.sentence}")
 
@@ -211,10 +212,10 @@ def _show_map(known: Superblock, body: Body, findings: Findings) -> None:
     findings.add("pages", f"{Geometry(known.size_bytes).pages}, {len(body.damaged_pages)} damaged")
     for index, error in list(body.damaged_pages.items())[:8]:
         findings.damaged(f"page {index}", f"page {index} of the dirty map", _why(error))
-    findings.add("dirty", f"{output.size_text(body.dirty.dirty_bytes)} missing on the peer")
+    findings.add("dirty", f"{size_text(body.dirty.dirty_bytes)} missing on the peer")
     at_start = offline.dirty_at_start(known, body).dirty_bytes
     if at_start != body.dirty.dirty_bytes:
-        findings.add("with the log", f"{output.size_text(at_start)} would be compared at the next contact")
+        findings.add("with the log", f"{size_text(at_start)} would be compared at the next contact")
 
 
 def _show_data(path: Path, known: Superblock | None, findings: Findings) -> None:
@@ -226,7 +227,7 @@ def _show_data(path: Path, known: Superblock | None, findings: Findings) -> None
     except OSError as error:
         findings.damaged("file", str(path), f"it can't be read: {error.strerror}")
         return
-    findings.add("size", f"{output.size_text(size)}, {output.size_text(allocated)} of it allocated")
+    findings.add("size", f"{size_text(size)}, {size_text(allocated)} of it allocated")
     if known is None:
         return
     if size < known.size_bytes:

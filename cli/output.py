@@ -21,8 +21,6 @@ _err = Console(stderr=True, highlight=False, soft_wrap=True)
 # What to do about an error of the operating system that nothing else is known of.
 OS_REMEDY = "check the path and its permissions"
 
-UNITS = ("bytes", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB")
-
 
 def say(text: str | Text) -> None:
     _out.print(text if isinstance(text, Text) else Text(text))
@@ -87,16 +85,6 @@ def confirm(question: str) -> None:
 
 def at_terminal() -> bool:
     return sys.stdin.isatty()
-
-
-def size_text(count: float) -> str:
-    """1536 -> 1.5 KiB. Whole numbers without a point."""
-    unit = 0
-    while count >= 1024 and unit < len(UNITS) - 1:
-        count /= 1024
-        unit += 1
-    number = f"{count:.0f}" if count == int(count) else f"{count:.1f}"
-    return f"{number} {UNITS[unit]}"
 
 
 def duration_text(seconds: float) -> str:

@@ -7,7 +7,8 @@ from typing import Any
 from rich.text import Text
 
 from cli import output
-from cli.output import duration_text, size_text
+from cli.output import duration_text
+from mirror.core.units import size_text
 
 Status = dict[str, Any]
 

@@ -13,10 +13,11 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 
 from cli import output
-from cli.output import duration_text, size_text
+from cli.output import duration_text
 from cli.parameters import SIZE, directory_argument
 from cli.status_view import verify_text
 from mirror.core.errors import MirrorError, OperatorError
+from mirror.core.units import size_text
 from nbd_server import config, control
 
 EQUAL, DIFFER, COULD_NOT = 0, 1, 3
