@@ -224,6 +224,10 @@ class Peer:
     def _ended(self) -> bool:
         return self.session is not None and self.session.ended
 
+    def _stops(self) -> bool:
+        """As it is now: another thread may have said so since the last look."""
+        return self._closing
+
     def _may_dial(self) -> bool:
         return self.session is None and self._wanted and not self._refused and not self._closing
 
@@ -360,7 +364,7 @@ class Peer:
     def _answer(self, stream: Stream, payload: bytes) -> None:
         """The accepting side of a handshake, in the thread that greeted the stream."""
         talk = Conversation(stream)
-        if self._closing:
+        if self._stops():
             talk.refuse("this replica stops")
             return
         if not self._wanted:
@@ -374,7 +378,7 @@ class Peer:
             talk.refuse("this replica is busy with another handshake")
             return
         try:
-            if self._closing:
+            if self._stops():
                 talk.refuse("this replica stops")
                 return
             if self.session is not None:
