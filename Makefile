@@ -2,7 +2,7 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-test run test test-long bench lint format pictures clean
+.PHONY: help setup setup-test run test test-long sim soak bench lint format pictures clean
 
 bin := .venv/bin
 
@@ -37,6 +37,7 @@ lint: setup-test ## style, format and types
 	@$(bin)/ruff check --quiet
 	@$(bin)/ruff format --check --quiet || { echo "Not formatted, see above: 'make format' mends it." >&2; exit 1; }
 	@$(bin)/mypy --strict mirror/core
+	@$(bin)/mypy mirror nbd_server cli
 
 format: setup-test ## format the code and mend what ruff can
 	@$(bin)/ruff check --fix --quiet || true

@@ -8,8 +8,9 @@ import click
 
 from cli import output
 from cli.ask import CONNECT_S, PLAN_S, ask, fetch
-from cli.output import duration_text, size_text
+from cli.output import duration_text
 from cli.parameters import directory_argument, yes_option
+from mirror.core.units import size_text
 
 
 @click.command()
@@ -38,7 +39,8 @@ def connect(directory: Path, discard_my_data: bool, dry_run: bool, as_json: bool
       nbdmirror connect /srv/vol --discard-my-data               on the loser of a split brain
     """
     if dry_run:
-        plan = fetch(directory, "plan", PLAN_S, discard_my_data=discard_my_data)
+        with output.errors_as_json(as_json):
+            plan = fetch(directory, "plan", PLAN_S, discard_my_data=discard_my_data)
         click.echo(json.dumps(plan, indent=2)) if as_json else _show(plan)
         return
     if as_json:

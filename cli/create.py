@@ -24,6 +24,7 @@ from mirror.core.generation import DAY0, NO_VOLUME, Kind
 from mirror.core.layout import Superblock
 from mirror.core.limits import BLOCK_BYTES
 from mirror.core.states import DiskState
+from mirror.core.units import size_text
 from mirror.runtime import Runtime
 from mirror.store import REPLICA_FILES, create_replica_files
 from nbd_server import hold, listening
@@ -260,7 +261,7 @@ def _make_files(directory: Path, size_bytes: int, config: Config, superblock: by
             raise OperatorError(error.message, remedy="choose a smaller --size, or another filesystem") from None
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
-        metadata = output.size_text(layout.Geometry(size_bytes).metadata_bytes)
+        metadata = size_text(layout.Geometry(size_bytes).metadata_bytes)
         raise OperatorError(
             f"{error.message}; the metadata of this volume takes {metadata}, all of it at once",
             remedy="make room, or choose another filesystem",
@@ -285,7 +286,7 @@ def _sync(directory: Path) -> None:
 
 def _report(directory: Path, config: Config, size_bytes: int, wish: Wish) -> None:
     where = f"with peer {config.peer}, protocol {config.protocol}" if config.peer else "without a peer"
-    output.say(f'created {directory}: a replica of "{config.name}", {output.size_text(size_bytes)}, {where}')
+    output.say(f'created {directory}: a replica of "{config.name}", {size_text(size_bytes)}, {where}')
     options = ""
     wide = [str(address) for address in (config.listen, config.peer) if address and not is_loopback(address)]
     if wide:

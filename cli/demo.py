@@ -24,9 +24,9 @@ from rich.text import Text
 from cli import offline, output
 from cli.ask import PROMOTE_S
 from cli.create import Wish, make_replica
-from cli.output import size_text
 from cli.parameters import SIZE
 from mirror.core.errors import MirrorError, OperatorError
+from mirror.core.units import size_text
 from nbd_server import config, control, hold, listening
 from nbd_server.config import Address, Config, Endpoint, TcpEndpoint
 

@@ -11,17 +11,18 @@ from rich.table import Table
 
 from cli import offline, output
 from cli.ask import DIFF_S
-from cli.output import size_text
 from cli.parameters import directory_argument
 from mirror.core.difference import compare
 from mirror.core.dirty_map import DirtyMap
 from mirror.core.errors import MirrorError, OperatorError
 from mirror.core.limits import DIFF_RUNS_DEFAULT, DIFF_RUNS_MAX
+from mirror.core.units import size_text
 from nbd_server import config, control, outlook
 
 EQUAL, DIFFERS, NOT_TOLD = 0, 1, 3
 
-_WHO = {"own": "this replica", "peer": "the peer", "both": "both"}
+SUSPECT = "suspect"
+_WHO = {"own": "this replica", "peer": "the peer", "both": "both", SUSPECT: "nobody knows: suspect"}
 
 
 @click.command()
@@ -37,8 +38,10 @@ _WHO = {"own": "this replica", "peer": "the peer", "both": "both"}
 def diff(directory: Path, as_json: bool, limit: int) -> None:
     """List what differs between the replicas.
 
-    Since their histories parted: ranges with offset and length in bytes, and who changed them. It asks the peer also
-    where the replicas refuse each other (split brain), and changes nothing; a primary goes on serving.
+    Since their histories parted: ranges with offset and length in bytes, and who changed them. And the suspects: blocks
+    that a comparison found different, with nobody known to have changed them. It compares nothing itself (`verify`
+    does). It asks the peer also where the replicas refuse each other (split brain), and changes nothing; a primary goes
+    on serving.
 
     Exit status: 0 nothing differs, 1 something does, 2 wrong usage, 3 it can't be told whole (the peer is out of reach:
     then what this side changed is listed).
@@ -50,19 +53,20 @@ def diff(directory: Path, as_json: bool, limit: int) -> None:
       nbdmirror diff /srv/vol --json | jq .own_bytes
     """
     try:
-        found = _fetch(directory, limit)
+        with output.errors_as_json(as_json):
+            found = _fetch(directory, limit)
     except MirrorError as error:
         output.fail(error.message, error.remedy)
         sys.exit(NOT_TOLD)
     if as_json:
         click.echo(json.dumps(found, indent=2))
     else:
-        _show(found)
+        _show(directory, found)
     if not found["complete"]:
         if not as_json:
             output.fail(f"this is not the whole difference: {found['unknown']}")
         sys.exit(NOT_TOLD)
-    sys.exit(DIFFERS if found["range_count"] else EQUAL)
+    sys.exit(DIFFERS if found["range_count"] or found["suspect_bytes"] else EQUAL)
 
 
 def _fetch(directory: Path, limit: int) -> dict[str, Any]:
@@ -83,27 +87,35 @@ def _from_disk(directory: Path, limit: int) -> dict[str, Any]:
         assert metadata.copies.refusal is not None
         raise metadata.copies.refusal
     found = compare(offline.dirty_at_start(known, body), DirtyMap(known.size_bytes), limit)
-    return outlook.tell(known, None, found, f"nothing serves {directory}, so the peer can't be asked")
+    suspects = outlook.compare_suspects(body.suspects, limit)
+    return outlook.tell(known, None, found, suspects, f"nothing serves {directory}, so the peer can't be asked")
 
 
-def _show(found: dict[str, Any]) -> None:
+def _show(directory: Path, found: dict[str, Any]) -> None:
+    ranges = [(one["offset"], one["length"], one["changed_by"]) for one in found["ranges"]]
+    ranges += [(one["offset"], one["length"], SUSPECT) for one in found["suspect_ranges"]]
     if sys.stdout.isatty():
-        _show_table(found)
+        _show_table(ranges)
     else:
-        for one in found["ranges"]:
-            click.echo(f"{one['offset']} {one['length']} {one['changed_by']}")
-    left = found["range_count"] - len(found["ranges"])
+        for offset, length, who in ranges:
+            click.echo(f"{offset} {length} {who}")
+    left = found["range_count"] + found["suspect_range_count"] - len(ranges)
     if left:
         output.warn(f"{left} more ranges; --limit shows more, the totals count them")
     output.say_aside(_totals(found))
+    if found["suspect_bytes"]:
+        count = f"{size_text(found['suspect_bytes'])} are suspect, {found['suspect_range_count']} ranges"
+        output.warn(f"{count}: they were found different, and nobody knows which copy is right")
+        repair = f"nbdmirror verify {directory} --suspects --repair --from primary"
+        output.say_aside(f"what to do: look at both, then `{repair}`, or secondary")
 
 
-def _show_table(found: dict[str, Any]) -> None:
+def _show_table(ranges: list[tuple[int, int, str]]) -> None:
     table = Table("offset", "length", "changed by", box=None, pad_edge=False)
     table.columns[0].justify = table.columns[1].justify = "right"
-    for one in found["ranges"]:
-        table.add_row(str(one["offset"]), size_text(one["length"]), _WHO[one["changed_by"]])
-    if found["ranges"]:
+    for offset, length, who in ranges:
+        table.add_row(str(offset), size_text(length), _WHO[who])
+    if ranges:
         Console(highlight=False).print(table)
 
 
@@ -111,7 +123,7 @@ def _totals(found: dict[str, Any]) -> str:
     if found["peer_bytes"] is None:
         return f"{found['name']}: this replica changed {size_text(found['own_bytes'])} since it was last in step"
     if not found["range_count"]:
-        return f"{found['name']}: nothing differs"
+        return f"{found['name']}: nothing {'else ' if found['suspect_bytes'] else ''}differs"
     return (
         f"{found['name']}: changed since the histories parted: {size_text(found['own_bytes'])} by this replica alone, "
         f"{size_text(found['peer_bytes'])} by the peer alone, {size_text(found['both_bytes'])} by both; "

@@ -16,7 +16,8 @@ from mirror.core.errors import DamagedRecord, MirrorError
 from mirror.core.layout import Geometry, Superblock
 from mirror.core.limits import EXTENT_BYTES
 from mirror.core.states import DiskState
-from mirror.store import DATA_NAME, META_NAME, SUSPECTS_NAME
+from mirror.core.units import exact_size_text, size_text
+from mirror.store import DATA_NAME, META_NAME, SUSPECTS_NAME, UNPROVEN_NAME
 from nbd_server import config, hold
 from nbd_server.config import Config
 from nbd_server.status import iso_time
@@ -92,6 +93,7 @@ def _look(directory: Path, served: bool) -> Findings:
         _show_log(known, metadata.body, findings)
         _show_map(known, metadata.body, findings)
         _show_suspects(directory, metadata.body, findings)
+        _show_unproven(directory, metadata.body, findings)
     _show_data(replica.data_path(directory) if replica else directory / DATA_NAME, known, findings)
     return findings
 
@@ -99,11 +101,25 @@ def _look(directory: Path, served: bool) -> Findings:
 def _show_suspects(directory: Path, body: Body, findings: Findings) -> None:
     findings.section(str(directory / SUSPECTS_NAME))
     for page in body.damaged_suspects:
-        findings.damaged(
-            f"page {page}", f"page {page} of the suspects", "it can't be read: its extents are compared again"
-        )
-    suspect_bytes = body.suspects.dirty_bytes
-    findings.add("suspects", f"{suspect_bytes} bytes were found different" if suspect_bytes else "none")
+        why = "it can't be read: its extents are compared again"
+        findings.damaged(f"page {page}", f"page {page} of the suspects", why)
+    if _is_there(SUSPECTS_NAME, body, findings):
+        suspect_bytes = body.suspects.dirty_bytes
+        findings.add("suspects", f"{suspect_bytes} bytes were found different" if suspect_bytes else "none")
+
+
+def _show_unproven(directory: Path, body: Body, findings: Findings) -> None:
+    findings.section(str(directory / UNPROVEN_NAME))
+    for page, error in body.damaged_unproven.items():
+        findings.damaged(f"page {page}", f"page {page} of the unproven extents", _why(error))
+    if _is_there(UNPROVEN_NAME, body, findings):
+        findings.add("unproven", f"{body.unproven_extents} extents to compare, beside those in the activity log")
+
+
+def _is_there(name: str, body: Body, findings: Findings) -> bool:
+    if name in body.missing:
+        findings.damaged("file", name, offline.MISSING[name])
+    return name not in body.missing
 
 
 def _show_config(directory: Path, findings: Findings) -> Config | None:
@@ -144,9 +160,9 @@ def _show_superblock(directory: Path, metadata: Metadata, served: bool, findings
 
 
 def _fields(known: Superblock, served: bool) -> Iterator[tuple[str, str]]:
-    yield "volume", f"{known.name}, {output.size_text(known.size_bytes)} ({known.size_bytes} bytes)"
+    yield "volume", f"{known.name}, {exact_size_text(known.size_bytes)}"
     if known.next_size_bytes:
-        yield "resize", f"to {known.next_size_bytes} bytes; finished or undone when both replicas meet"
+        yield "resize", f"to {exact_size_text(known.next_size_bytes)}; finished or undone when both replicas meet"
     yield "volume id", known.volume_id.hex() if any(known.volume_id) else "none yet"
     yield "replica id", known.replica_id.hex()
     yield "kind", f"{known.kind.value}: {KINDS[known.kind.value]}"
@@ -187,7 +203,7 @@ def _show_log(known: Superblock, body: Body, findings: Findings) -> None:
                 "torn", f"the record at position {body.log.torn}: a crash came while it was written, as it may"
             )
         hot = len(body.log.extents)
-        findings.add("extents", f"{hot} named ({output.size_text(hot * EXTENT_BYTES)})")
+        findings.add("extents", f"{hot} named ({size_text(hot * EXTENT_BYTES)})")
     for row in body.found.rows:
         findings.add("a start finds", f"{row.name}: {row.sentence}")
 
@@ -197,10 +213,10 @@ def _show_map(known: Superblock, body: Body, findings: Findings) -> None:
     findings.add("pages", f"{Geometry(known.size_bytes).pages}, {len(body.damaged_pages)} damaged")
     for index, error in list(body.damaged_pages.items())[:8]:
         findings.damaged(f"page {index}", f"page {index} of the dirty map", _why(error))
-    findings.add("dirty", f"{output.size_text(body.dirty.dirty_bytes)} missing on the peer")
+    findings.add("dirty", f"{size_text(body.dirty.dirty_bytes)} missing on the peer")
     at_start = offline.dirty_at_start(known, body).dirty_bytes
     if at_start != body.dirty.dirty_bytes:
-        findings.add("with the log", f"{output.size_text(at_start)} would be compared at the next contact")
+        findings.add("with the log", f"{size_text(at_start)} would be compared at the next contact")
 
 
 def _show_data(path: Path, known: Superblock | None, findings: Findings) -> None:
@@ -212,7 +228,7 @@ def _show_data(path: Path, known: Superblock | None, findings: Findings) -> None
     except OSError as error:
         findings.damaged("file", str(path), f"it can't be read: {error.strerror}")
         return
-    findings.add("size", f"{output.size_text(size)}, {output.size_text(allocated)} of it allocated")
+    findings.add("size", f"{size_text(size)}, {size_text(allocated)} of it allocated")
     if known is None:
         return
     if size < known.size_bytes:

@@ -77,6 +77,6 @@ def main() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status_code = 1
     except OSError as error:
-        output.fail(str(error), "check the path and its permissions")
+        output.fail(str(error), output.OS_REMEDY)
         status_code = 1
     sys.exit(status_code if isinstance(status_code, int) else 0)

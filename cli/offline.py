@@ -19,12 +19,24 @@ from mirror.core.map_pages import read_map_pages
 from mirror.core.recovery import Copies, Dirty, Recovery
 from mirror.core.states import DiskState
 from mirror.replica import state_at_rest
-from mirror.store import Store
+from mirror.store import SUSPECTS_NAME, UNPROVEN_NAME, Store
 from mirror.suspects import shown_ranges
 from nbd_server.config import Config
 from nbd_server.status import iso_time, last_resync, last_verify, resize, suspects_warning
 
 Damage = DamagedRecord | UnknownVersion
+
+# What it means that one of the maps is not there.
+MISSING = {
+    SUSPECTS_NAME: (
+        "it is missing: which blocks were found different is forgotten here; the next serve makes it anew, the peer "
+        "tells what it knows, and all of the volume is compared"
+    ),
+    UNPROVEN_NAME: (
+        "it is missing: what was written since the last comparison is forgotten; the next serve makes it anew, and "
+        "all of the volume is compared"
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -38,6 +50,10 @@ class Body:
     found: Recovery
     suspects: DirtyMap
     damaged_suspects: list[int]
+    unproven_extents: int
+    damaged_unproven: dict[int, Damage]
+    # Names of files that are not there.
+    missing: list[str]
 
 
 @dataclass(frozen=True)
@@ -83,7 +99,31 @@ def _read_body(store: Store, superblock: Superblock) -> Body:
     if store.suspects.exists:
         pages = read_map_pages(store.suspects.read(), layout.decode_suspects_page, superblock.size_bytes)
         suspects, damaged_suspects = pages.blocks, list(pages.damaged)
-    return Body([_log_record(raw) for raw in raw_log], log, dirty, damaged, found, suspects, damaged_suspects)
+    unproven_extents, damaged_unproven = _read_unproven(store)
+    return Body(
+        [_log_record(raw) for raw in raw_log],
+        log,
+        dirty,
+        damaged,
+        found,
+        suspects,
+        damaged_suspects,
+        unproven_extents,
+        damaged_unproven,
+        [file.path.name for file in (store.suspects, store.unproven) if not file.exists],
+    )
+
+
+def _read_unproven(store: Store) -> tuple[int, dict[int, Damage]]:
+    """How many extents the file names, and its damaged pages."""
+    count, damaged = 0, dict[int, Damage]()
+    if store.unproven.exists:
+        for index, raw in store.unproven.read():
+            try:
+                count += layout.decode_unproven_page(raw, index)[0].bit_count()
+            except (DamagedRecord, UnknownVersion) as error:
+                damaged[index] = error
+    return count, damaged
 
 
 def _superblock(raw: bytes) -> Superblock | Damage:
@@ -180,6 +220,8 @@ def _warnings(config: Config, known: Superblock, copies: Copies, body: Body) -> 
         role = "primary" if known.primary else "secondary"
         yield f"it was not stopped in order while it was {role}: its next start recovers it"
     yield from body.found.warnings
+    for name in body.missing:
+        yield f"{name}: {MISSING[name]}"
     if config.peer is None:
         yield "this volume stands alone: it has no redundancy"
     elif known.redundancy_lost_at:

@@ -3,20 +3,23 @@
 Colours on a terminal only, and not there either where NO_COLOR is set.
 """
 
+import contextlib
+import json
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import click
 from rich.console import Console
 from rich.text import Text
 
-from mirror.core.errors import OperatorError
+from mirror.core.errors import MirrorError, OperatorError
 
 # soft_wrap: lines are the terminal's to break, so that what is copied or piped is whole.
 _out = Console(highlight=False, soft_wrap=True)
 _err = Console(stderr=True, highlight=False, soft_wrap=True)
 
-UNITS = ("bytes", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB")
+# What to do about an error of the operating system that nothing else is known of.
+OS_REMEDY = "check the path and its permissions"
 
 
 def say(text: str | Text) -> None:
@@ -37,6 +40,28 @@ def fail(message: str, remedy: str = "") -> None:
     _err.print(Text.assemble(("nbdmirror: ", "bold red"), message))
     if remedy:
         _err.print(Text.assemble(("what to do: ", "bold"), remedy))
+
+
+def fail_as_json(message: str, remedy: str) -> None:
+    """The same for a program that asked for JSON: one line on stdout."""
+    click.echo(json.dumps({"error": message, "remedy": remedy or None}))
+
+
+@contextlib.contextmanager
+def errors_as_json(wanted: bool) -> Iterator[None]:
+    """Whatever can't be done inside is told as JSON, too, before the verb or `main` tells it to people."""
+    try:
+        yield
+    except BrokenPipeError:
+        raise  # nobody reads stdout any more
+    except MirrorError as error:
+        if wanted:
+            fail_as_json(error.message, error.remedy)
+        raise
+    except OSError as error:
+        if wanted:
+            fail_as_json(str(error), OS_REMEDY)
+        raise
 
 
 def rows(pairs: Iterable[tuple[str, str | Text]]) -> Text:
@@ -60,16 +85,6 @@ def confirm(question: str) -> None:
 
 def at_terminal() -> bool:
     return sys.stdin.isatty()
-
-
-def size_text(count: float) -> str:
-    """1536 -> 1.5 KiB. Whole numbers without a point."""
-    unit = 0
-    while count >= 1024 and unit < len(UNITS) - 1:
-        count /= 1024
-        unit += 1
-    number = f"{count:.0f}" if count == int(count) else f"{count:.1f}"
-    return f"{number} {UNITS[unit]}"
 
 
 def duration_text(seconds: float) -> str:

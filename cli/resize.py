@@ -8,6 +8,7 @@ from cli import output
 from cli.ask import RESIZE_S, ask
 from cli.parameters import SIZE, directory_argument
 from mirror.core.limits import BLOCK_BYTES
+from mirror.core.units import exact_size_text
 
 
 @click.command()
@@ -29,5 +30,7 @@ def resize(directory: Path, size: int) -> None:
     """
     size_bytes = -(-size // BLOCK_BYTES) * BLOCK_BYTES
     if size_bytes != size:
-        output.warn(f"the size was rounded up from {size} to {size_bytes} bytes, a multiple of {BLOCK_BYTES}")
+        output.warn(
+            f"the size was rounded up from {size} bytes to {exact_size_text(size_bytes)}, a multiple of {BLOCK_BYTES}"
+        )
     ask(directory, "resize", RESIZE_S, size=size_bytes)

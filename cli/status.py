@@ -38,17 +38,18 @@ def status(directory: Path, as_json: bool, watch: bool) -> None:
       nbdmirror status /srv/vol --json
       nbdmirror status /srv/vol --watch
     """
-    if not watch:
-        now = fetch(directory)
-        output.say(status_view.page(now)) if not as_json else click.echo(json.dumps(now, indent=2))
-        return
-    try:
-        if sys.stdout.isatty() and not as_json:
-            _watch_on_terminal(directory)
-        else:
-            _watch_in_pipe(directory, as_json)
-    except KeyboardInterrupt:
-        pass
+    with output.errors_as_json(as_json):
+        if not watch:
+            now = fetch(directory)
+            output.say(status_view.page(now)) if not as_json else click.echo(json.dumps(now, indent=2))
+            return
+        try:
+            if sys.stdout.isatty() and not as_json:
+                _watch_on_terminal(directory)
+            else:
+                _watch_in_pipe(directory, as_json)
+        except KeyboardInterrupt:
+            pass
 
 
 def fetch(directory: Path) -> dict[str, Any]:

@@ -7,7 +7,8 @@ from typing import Any
 from rich.text import Text
 
 from cli import output
-from cli.output import duration_text, size_text
+from cli.output import duration_text
+from mirror.core.units import size_text
 
 Status = dict[str, Any]
 
@@ -153,7 +154,8 @@ def verify_text(run: dict[str, Any]) -> str:
     percent = 100 * run["done_bytes"] / total if total else 100.0
     left = f", {duration_text(run['eta_s'])} left" if run["eta_s"] is not None else ""
     found = f"; {size_text(run['differing_bytes'])} differ" if run["differing_bytes"] else ""
-    return f"{percent:.0f} % of {size_text(total)} at {size_text(run['bytes_per_s'])}/s{left}{found}"
+    begin = f"; once round from {size_text(run['begin'])}" if run.get("begin") else ""
+    return f"{percent:.0f} % of {size_text(total)} at {size_text(run['bytes_per_s'])}/s{left}{found}{begin}"
 
 
 def _last_verify(last: dict[str, Any]) -> Text:

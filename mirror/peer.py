@@ -224,6 +224,10 @@ class Peer:
     def _ended(self) -> bool:
         return self.session is not None and self.session.ended
 
+    def _stops(self) -> bool:
+        """As it is now: another thread may have said so since the last look."""
+        return self._closing
+
     def _may_dial(self) -> bool:
         return self.session is None and self._wanted and not self._refused and not self._closing
 
@@ -359,7 +363,7 @@ class Peer:
     def _answer(self, stream: Stream, payload: bytes) -> None:
         """The accepting side of a handshake, in the thread that greeted the stream."""
         talk = Conversation(stream)
-        if self._closing:
+        if self._stops():
             talk.refuse("this replica stops")
             return
         if not self._wanted:
@@ -373,7 +377,7 @@ class Peer:
             talk.refuse("this replica is busy with another handshake")
             return
         try:
-            if self._closing:
+            if self._stops():
                 talk.refuse("this replica stops")
                 return
             if self.session is not None:
@@ -564,6 +568,9 @@ class Peer:
                 assert plan.their_suspects is not None, "a source has selected what it copies"
                 self.source = SyncSource(self._primary, session, plan.their_suspects, self._source_done)
                 self.plan = self.forecast(plan.outcome, plan.mine, plan.theirs, self.source.total_bytes)
+                # The target knows how many blocks each map names, not how many both.
+                with contextlib.suppress(LinkLost):  # seen by whoever reads the stream
+                    session.notify("sync_progress", **self.source.status())
                 self.source.start()
 
     def _not_connected(self, error: MirrorError) -> bool:
@@ -597,7 +604,7 @@ class Peer:
                 self.changed.notify_all()
             return None
         if operation == "sync_progress":
-            self.target_progress = handshake.progress(message)
+            self._note_progress(handshake.progress(message))
             return None
         if operation == "sync_finished":
             self._target_done(session, message)
@@ -615,6 +622,13 @@ class Peer:
         with self.changed:
             self.changed.notify_all()
         return answer
+
+    def _note_progress(self, progress: dict[str, int | None]) -> None:
+        total_bytes = progress["total_bytes"]
+        with self.changed:
+            self.target_progress = progress
+            if self.plan is not None and total_bytes is not None and self.state is ConnectionState.SYNC_TARGET:
+                self.plan = self.plan.with_bytes(total_bytes, speed_of(self._replica.superblock.last_resync))
 
     def _goodbye(self, session: Session, message: dict[str, Any]) -> None:
         """The peer leaves in order, and says what this side could not know later."""

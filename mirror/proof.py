@@ -80,7 +80,7 @@ class Proof:
     def bytes_per_s(self) -> int:
         return PROOF_BYTES_PER_S if self.running else PROOF_REST_BYTES_PER_S
 
-    def step(self, compare: Callable[[int, int], None]) -> int:
+    def step(self, compare: Callable[[int, int], object]) -> int:
         """Compare one more piece, of one extent; returns its bytes, 0 where there was none."""
         if self.running:
             if not self._extents:

@@ -17,6 +17,7 @@ from mirror.core.errors import LinkLost, MirrorError, OperatorError, ProtocolErr
 from mirror.core.layout import size_is_right
 from mirror.core.resize import Wish, may_grow
 from mirror.core.states import ConnectionState, DiskState, Refused, Role
+from mirror.core.units import exact_size_text
 from mirror.core.wire import words
 from mirror.peer import Peer
 from mirror.replica import Replica
@@ -96,7 +97,7 @@ class Resize:
         if isinstance(verdict, Refused):
             raise verdict.error()
         if size_bytes == known.size_bytes:
-            return f"the volume has {size_bytes} bytes already", ""
+            return f"the volume has {exact_size_text(size_bytes)} already", ""
         self._begin("making room on this replica")
         warning = ""
         try:
@@ -108,7 +109,7 @@ class Resize:
         finally:
             self.stage = ""
         log.info("the volume has %d bytes now", size_bytes)
-        return f"the volume has {size_bytes} bytes now; clients see it at their next connect", warning
+        return f"the volume has {exact_size_text(size_bytes)} now; clients see it at their next connect", warning
 
     def _grow_alone(self, size_bytes: int) -> None:
         if self._replica.superblock.next_size_bytes:
@@ -197,12 +198,15 @@ class Resize:
         if replica.role is Role.PRIMARY:
             raise OperatorError("both replicas take themselves for primary", remedy="see `nbdmirror status` on both")
         if known.size_bytes != size_bytes or next_size_bytes <= size_bytes:
-            raise OperatorError(f"the peer has {known.size_bytes} bytes, not {size_bytes}", remedy="report this")
+            raise OperatorError(
+                f"the peer has {exact_size_text(known.size_bytes)}, not {exact_size_text(size_bytes)}",
+                remedy="report this",
+            )
         if replica.failed or known.disk is not DiskState.UP_TO_DATE:
             raise OperatorError("the peer's disk is not UpToDate", remedy="wait until it is")
         if known.next_size_bytes:
             raise OperatorError(
-                f"a resize to {known.next_size_bytes} bytes was broken off on the peer",
+                f"a resize to {exact_size_text(known.next_size_bytes)} was broken off on the peer",
                 remedy="`nbdmirror disconnect DIR`, then `nbdmirror connect DIR` finishes or undoes it",
             )
         self._begin("making room, as the primary asked")
@@ -233,7 +237,7 @@ class Resize:
     def _commit_for_peer(self, size_bytes: int) -> None:
         known = self._replica.superblock
         if size_bytes not in (known.next_size_bytes, known.size_bytes):
-            raise OperatorError(f"the peer has no room for {size_bytes} bytes", remedy="report this")
+            raise OperatorError(f"the peer has no room for {exact_size_text(size_bytes)}", remedy="report this")
         commit(self._replica, size_bytes)
         log.info("the volume has %d bytes now", size_bytes)
 

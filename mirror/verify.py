@@ -47,6 +47,8 @@ class Verifier:
 
     def __init__(self, primary: Primary, peer: "Peer") -> None:
         self.run: Run | None = None
+        # One that was stopped in this session, while this side stayed primary.
+        self._stopped: Run | None = None
         self.proof = Proof(primary.replica)
         self._primary = primary
         self._replica = primary.replica
@@ -128,6 +130,7 @@ class Verifier:
     def wake(self) -> None:
         """The role has changed."""
         with self._changed:
+            self._stopped = None
             self._changed.notify_all()
 
     def _retire(self, why: str) -> None:
@@ -136,6 +139,8 @@ class Verifier:
         self._proof_told = ""
         self.proof.end()
         self._stop_run(why)
+        with self._changed:
+            self._stopped = None
 
     def _work(self, session: Session, comparer: Comparer) -> float:
         """Do one piece of work; returns the seconds to rest before the next."""
@@ -272,8 +277,7 @@ class Verifier:
                 run.found.mark(*part)
             if run.wish.repair:
                 run.repaired_bytes += sum(length for _, length in differing)
-            run.cursor = chunk[0] + chunk[1]
-            run.progress.advance(chunk[1], now_s - run.started_s)
+            run.advance(*chunk, now_s)
             due = now_s - self._noted_s >= VERIFY_NOTE_INTERVAL_S
         if due:
             self._noted_s = now_s
@@ -300,11 +304,11 @@ class Verifier:
         try:
             self._send_note(run, State.DONE, session)
         finally:
-            self._end_run(run, State.DONE, "")
+            self._end_run(run, State.DONE, "", may_go_on=False)
         log.info("verify done: %s (%d bytes differ)", run.result(State.DONE), run.differing_bytes)
 
     def _stop_run(self, why: str, session: Session | None = None) -> None:
-        """Cut it short; the peer is told where there is a session."""
+        """Cut it short; where there is a session, the peer is told, and the next one may go on in it."""
         run = self.run
         if run is None or not run.active:
             return
@@ -315,12 +319,14 @@ class Verifier:
                 self._send_note(run, State.STOPPED, session)
         except MirrorError as error:
             log.error("could not note how far the verify is: %s", error)
-        self._end_run(run, State.STOPPED, why)
+        self._end_run(run, State.STOPPED, why, may_go_on=session is not None)
         log.warning("verify stopped at %d: %s", run.cursor, why)
 
-    def _end_run(self, run: Run, state: State, reason: str) -> None:
+    def _end_run(self, run: Run, state: State, reason: str, may_go_on: bool) -> None:
         with self._changed:
             run.state, run.reason = state, reason
+            if not run.wish.suspects_only:
+                self._stopped = run if may_go_on else None
             self._changed.notify_all()
 
     def _note(self, run: Run, state: State) -> None:
@@ -356,8 +362,11 @@ class Verifier:
             self._ask_to_stop()
         elif act != "progress":
             raise OperatorError(f"{act!r} is nothing that a verify can do", remedy="run the same release on both nodes")
+        with self._replica.books:
+            # One that finds all equal clears none that was found before.
+            suspects = self._replica.suspects.status()
         with self._changed:
-            return {"run": self.run.status() if self.run is not None else None}
+            return {"run": {**self.run.status(), "suspects": suspects} if self.run is not None else None}
 
     def _start(self, wish: Wish, session: Session | None) -> None:
         replica = self._replica
@@ -377,8 +386,10 @@ class Verifier:
                     "a verify is running already", remedy="wait for it, or `nbdmirror verify DIR --stop`"
                 )
             self._runs += 1
-            last = replica.superblock.last_verify
-            self.run = Run(self._runs, wish, replica.suspects, last, self._runtime.wall_time_s(), self._runtime.now_s())
+            last, former = replica.superblock.last_verify, self._stopped
+            wall_time_s, now_s = self._runtime.wall_time_s(), self._runtime.now_s()
+            with replica.books:
+                self.run = Run(self._runs, wish, replica.suspects, last, former, wall_time_s, now_s)
             self._changed.notify_all()
 
     def _ask_to_stop(self) -> None:

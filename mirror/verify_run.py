@@ -1,7 +1,9 @@
 """One verify as its operator asked for it: what is compared next, what was found, how it ended.
 
-Its note in the superblock says how far it is, so that one that was cut short (by Ctrl-C, a lost link, a restart) goes
-on there. What was found before is durably suspect already.
+"Equal" is said of a whole volume only when all of it was compared while the two replicas stayed connected: what was
+found equal before they were apart may have changed on either disk since. So one that was stopped goes on where it was
+in the same session, and after that begins there and goes once round, over the end of the volume to where it began. The
+place is in its note in the superblock. What was found before is durably suspect already.
 """
 
 import enum
@@ -48,8 +50,16 @@ class Run:
     """One verify. The caller locks."""
 
     def __init__(
-        self, number: int, wish: Wish, suspects: Suspects, last: Note | None, wall_time_s: float, now_s: float
+        self,
+        number: int,
+        wish: Wish,
+        suspects: Suspects,
+        last: Note | None,
+        former: "Run | None",
+        wall_time_s: float,
+        now_s: float,
     ) -> None:
+        """`last` is the durable note on the last one, `former` one that was stopped and may go on as it is."""
         size_bytes = suspects.found.size_bytes
         self.number = number
         self.wish = wish
@@ -57,38 +67,33 @@ class Run:
         self.reason = ""
         self.stop_wanted = False
         self.found = DirtyMap(size_bytes)
-        self.earlier_bytes = 0
         self.repaired_bytes = 0
         self.started = wall_time_s
         self.started_s = now_s
         self.ended = 0.0
+        # Where the circle begins and ends, and what of it this run has taken over from the former one.
+        self.begin = 0
+        self.resumed_bytes = 0
         self.cursor = 0
-        if not wish.suspects_only and not wish.restart and last is not None:
-            self._resume(last, suspects)
-        self.resumed_bytes = self.cursor
-        self.progress = Progress(suspects.found.dirty_bytes if wish.suspects_only else size_bytes - self.cursor)
+        total_bytes = suspects.found.dirty_bytes if wish.suspects_only else size_bytes
+        if not wish.suspects_only and not wish.restart:
+            if former is not None and former.wish.repair == wish.repair and former.found.size_bytes == size_bytes:
+                self._go_on(former, suspects)
+            elif last is not None:
+                self.begin = self.cursor = _cursor_of(last, wish, size_bytes)
+        self.progress = Progress(total_bytes - self.resumed_bytes)
 
-    def _resume(self, last: Note, suspects: Suspects) -> None:
-        cursor, differing = last.get("cursor"), last.get("differing_bytes")
-        size_bytes = self.found.size_bytes
-        # "running": its process died.
-        if (
-            last.get("result") not in (State.STOPPED.value, State.RUNNING.value)
-            or last.get("repair", "") != self.wish.repair
-        ):
-            return
-        if type(cursor) is not int or type(differing) is not int or not 0 < cursor < size_bytes:
-            return
-        self.cursor = cursor
-        if self.wish.repair:
-            self.earlier_bytes = differing
-        else:
-            # What was found before and was not repaired or written again since.
-            self.found.mark_where(suspects.found, 0, cursor)
-        started, repaired = last.get("started"), last.get("repaired_bytes")
-        # The note may be the peer's word, when it was primary.
-        self.started = started if type(started) is float else self.started
-        self.repaired_bytes = repaired if type(repaired) is int else 0
+    def _go_on(self, former: "Run", suspects: Suspects) -> None:
+        self.begin, self.cursor = former.begin, former.cursor
+        self.resumed_bytes = former.compared_bytes
+        self.started = former.started
+        self.repaired_bytes = former.repaired_bytes
+        for run in former.found.runs():
+            if self.wish.repair:
+                self.found.mark(*run)
+            else:
+                # What was not repaired or written again since.
+                self.found.mark_where(suspects.found, *run)
 
     @property
     def active(self) -> bool:
@@ -98,12 +103,24 @@ class Run:
         """What is compared next, None at the end; call with the books held."""
         if self.wish.suspects_only:
             return suspects.found.next_run(self.cursor, RESYNC_CHUNK_BYTES)
-        length = min(RESYNC_CHUNK_BYTES, self.found.size_bytes - self.cursor)
+        left = self.progress.total_bytes - self.progress.done_bytes
+        length = min(RESYNC_CHUNK_BYTES, self.found.size_bytes - self.cursor, left)
         return (self.cursor, length) if length else None
+
+    def advance(self, offset: int, length: int, now_s: float) -> None:
+        """This chunk is compared."""
+        self.cursor = offset + length
+        if self.cursor == self.found.size_bytes and not self.wish.suspects_only:
+            self.cursor = 0
+        self.progress.advance(length, now_s - self.started_s)
+
+    @property
+    def compared_bytes(self) -> int:
+        return self.resumed_bytes + self.progress.done_bytes
 
     @property
     def differing_bytes(self) -> int:
-        return self.earlier_bytes + self.found.dirty_bytes
+        return self.found.dirty_bytes
 
     def result(self, state: State) -> str:
         if state is not State.DONE:
@@ -117,7 +134,7 @@ class Run:
         return {
             "started": self.started,
             "ended": self.ended,
-            "checked_bytes": self.resumed_bytes + self.progress.done_bytes,
+            "checked_bytes": self.compared_bytes,
             "differing_bytes": self.differing_bytes,
             "repaired_bytes": self.repaired_bytes,
             "result": self.result(state),
@@ -136,8 +153,20 @@ class Run:
             "bytes_per_s": round(self.progress.bytes_per_s),
             "eta_s": self.progress.eta_s,
             "resumed_bytes": self.resumed_bytes,
+            "begin": self.begin,
+            "cursor": self.cursor,
             "differing_bytes": self.differing_bytes,
             "repaired_bytes": self.repaired_bytes,
             "repair": self.wish.repair or None,
             **shown_ranges(self.found),
         }
+
+
+def _cursor_of(last: Note, wish: Wish, size_bytes: int) -> int:
+    """Where the last one was cut short, 0 where it was not. The note may be the peer's word, when it was primary."""
+    cursor = last.get("cursor")
+    # "running": its process died.
+    cut_short = last.get("result") in (State.STOPPED.value, State.RUNNING.value)
+    if not cut_short or last.get("repair", "") != wish.repair or type(cursor) is not int:
+        return 0
+    return cursor if 0 < cursor < size_bytes else 0

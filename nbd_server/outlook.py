@@ -54,6 +54,7 @@ def diff(peer: Peer, replica: Replica, limit: object) -> dict[str, Any]:
     if not isinstance(runs_max, int) or not 0 <= runs_max <= DIFF_RUNS_MAX:
         raise OperatorError(f"a list of {runs_max!r} ranges", remedy=f"ask for 0 to {DIFF_RUNS_MAX}")
     mine = peer.said(False).standing
+    suspects = compare_suspects(_suspects(replica), runs_max)
     session = peer.session
     if session is not None and not session.ended:
         if peer.state is not ConnectionState.CONNECTED:
@@ -62,11 +63,12 @@ def diff(peer: Peer, replica: Replica, limit: object) -> dict[str, Any]:
                 remedy="`nbdmirror status` shows how much is left",
             )
         nothing = DirtyMap(replica.size_bytes)
-        return tell(mine, session.peer, compare(nothing, nothing, runs_max), None)
+        return tell(mine, session.peer, compare(nothing, nothing, runs_max), suspects, None)
     try:
         _, answer = peer.questions.ask(False, with_map=True)
     except MirrorError as error:
-        return tell(mine, None, compare(replica.own_map(), DirtyMap(replica.size_bytes), runs_max), error.message)
+        found = compare(replica.own_map(), DirtyMap(replica.size_bytes), runs_max)
+        return tell(mine, None, found, suspects, error.message)
     theirs = answer.said.standing
     if answer.dirty is None:
         raise OperatorError(
@@ -74,7 +76,7 @@ def diff(peer: Peer, replica: Replica, limit: object) -> dict[str, Any]:
             remedy="see what `nbdmirror connect --dry-run` says",
         )
     found = compare(replica.own_map(), answer.dirty, runs_max)
-    return tell(mine, theirs, found, _unknown(mine, answer))
+    return tell(mine, theirs, found, suspects, _unknown(mine, answer))
 
 
 def _unknown(mine: Standing, answer: Answer) -> str | None:
@@ -87,8 +89,21 @@ def _unknown(mine: Standing, answer: Answer) -> str | None:
     return None
 
 
+def _suspects(replica: Replica) -> DirtyMap:
+    """As they are now; comparing a large map takes longer than the books may be held."""
+    suspects = DirtyMap(replica.size_bytes)
+    with replica.books:
+        suspects.merge(replica.suspects.found)
+    return suspects
+
+
+def compare_suspects(suspects: DirtyMap, runs_max: int) -> Difference:
+    """Blocks that were found different, in the same bounds; nobody is known to have changed them."""
+    return compare(suspects, DirtyMap(suspects.size_bytes), runs_max)
+
+
 def tell(
-    mine: Standing | Superblock, theirs: Standing | None, found: Difference, unknown: str | None
+    mine: Standing | Superblock, theirs: Standing | None, found: Difference, suspects: Difference, unknown: str | None
 ) -> dict[str, Any]:
     """The keys of `nbdmirror diff --json`."""
     return {
@@ -103,4 +118,7 @@ def tell(
         "both_bytes": None if theirs is None else found.both_bytes,
         "ranges": [{"offset": run.offset, "length": run.length, "changed_by": run.who.value} for run in found.runs],
         "range_count": found.run_count,
+        "suspect_bytes": suspects.bytes,
+        "suspect_ranges": [{"offset": run.offset, "length": run.length} for run in suspects.runs],
+        "suspect_range_count": suspects.run_count,
     }

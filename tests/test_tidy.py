@@ -367,6 +367,12 @@ def test_unused_files_are_found() -> None:
     assert found == ["mirror/tested.py", "tests/helper.py"]
 
 
+def test_every_described_target_of_the_makefile_is_phony() -> None:
+    text = (ROOT / "Makefile").read_text()
+    phony = re.findall(r"^\.PHONY: (.*)$", text, re.MULTILINE)
+    assert sorted(phony[0].split()) == sorted(re.findall(r"^([a-z-]+):.*## ", text, re.MULTILINE))
+
+
 def test_the_core_list_names_no_module_with_a_clock_or_a_socket() -> None:
     impure = {
         "time",

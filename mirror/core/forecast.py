@@ -1,7 +1,8 @@
 """What a handshake's outcome will cost, said before anything is done: which way, how many bytes, how long.
 
-The bytes are at most: two maps may name the same blocks, and a resync sends only what differs. The time rests on the
-speed that the last resync had, comparing included; without one it is unknown.
+The bytes are at most, because a resync sends only what differs. They are the sum of both maps until somebody knows
+their union: a dry run asks for both maps, and the source of a resync tells its target. The time rests on the speed
+that the last resync had, comparing included; without one it is unknown.
 """
 
 from collections.abc import Mapping
@@ -33,6 +34,10 @@ class Forecast(NamedTuple):
     bytes: int | None
     expected_s: float | None
 
+    def with_bytes(self, count: int, speed: float | None) -> "Forecast":
+        """The same plan, now that it is known how much it covers."""
+        return self._replace(bytes=count, expected_s=_expected_s(count, speed))
+
     def as_json(self) -> dict[str, Any]:
         return {**self._asdict(), "action": self.action.value}
 
@@ -42,9 +47,6 @@ def forecast(
 ) -> Forecast:
     """`known_bytes`: what a resync by bitmap would cover, where both maps are known; `speed` in bytes a second."""
     count = _bytes(outcome.action, mine, theirs, known_bytes)
-    expected_s = 0.0 if count == 0 else None
-    if count and speed:
-        expected_s = round(count / speed, 1)
     return Forecast(
         outcome.rule,
         outcome.action,
@@ -52,8 +54,14 @@ def forecast(
         outcome.remedy,
         _DIRECTIONS.get(outcome.action),
         count,
-        expected_s,
+        _expected_s(count, speed),
     )
+
+
+def _expected_s(count: int | None, speed: float | None) -> float | None:
+    if not count:
+        return None if count is None else 0.0
+    return round(count / speed, 1) if speed else None
 
 
 def _bytes(action: Action, mine: Standing, theirs: Standing, known_bytes: int | None) -> int | None:

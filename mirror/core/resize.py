@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from mirror.core.layout import size_is_right
 from mirror.core.limits import BLOCK_BYTES
 from mirror.core.states import Allowed, ConnectionState, DiskState, Refused, Role, Row, Verdict, verdict_by
+from mirror.core.units import exact_size_text
 
 
 @dataclass(frozen=True)
@@ -21,7 +22,7 @@ class Wish:
     alone: bool
 
 
-# {w} in a reason is the wish.
+# {wanted}, {size} and {next_size} in a reason are those of the wish.
 TABLE: tuple[Row[Wish], ...] = (
     Row(
         lambda w: w.role is Role.SECONDARY,
@@ -35,7 +36,7 @@ TABLE: tuple[Row[Wish], ...] = (
         lambda w: not size_is_right(w.wanted_bytes),
         Refused(
             "no-size",
-            "no volume can have {w.wanted_bytes} bytes",
+            "no volume can have {wanted}",
             f"give a multiple of {BLOCK_BYTES} that is not larger than 16 PiB",
         ),
     ),
@@ -43,7 +44,7 @@ TABLE: tuple[Row[Wish], ...] = (
         lambda w: w.wanted_bytes < w.size_bytes,
         Refused(
             "shrink",
-            "the volume has {w.size_bytes} bytes, more than {w.wanted_bytes}: a volume can only grow",
+            "the volume has {size}, more than {wanted}: a volume can only grow",
             "make a smaller volume and copy what is to be kept",
         ),
     ),
@@ -70,7 +71,7 @@ TABLE: tuple[Row[Wish], ...] = (
         lambda w: w.next_size_bytes != 0,
         Refused(
             "unfinished",
-            "a resize to {w.next_size_bytes} bytes was broken off",
+            "a resize to {next_size} was broken off",
             "`nbdmirror disconnect DIR`, then `nbdmirror connect DIR` finishes or undoes it",
         ),
     ),
@@ -82,5 +83,7 @@ def may_grow(wish: Wish) -> Verdict:
     """May the volume grow?"""
     verdict = verdict_by(TABLE, wish)
     if isinstance(verdict, Refused):
-        return verdict._replace(reason=verdict.reason.format(w=wish))
+        sizes = {"wanted": wish.wanted_bytes, "size": wish.size_bytes, "next_size": wish.next_size_bytes}
+        words = {name: exact_size_text(size_bytes) for name, size_bytes in sizes.items()}
+        return verdict._replace(reason=verdict.reason.format(**words))
     return verdict

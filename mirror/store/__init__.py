@@ -81,7 +81,8 @@ class Store:
             own = data_path == directory / DATA_NAME
             store = Store(metadata, None if data_path is None else DataFile(data_path, runtime, own), *maps)
         except BaseException:
-            for file in (metadata, *maps):
+            metadata.close()
+            for file in maps:
                 file.close()
             raise
         try:

@@ -24,6 +24,7 @@ from pathlib import Path
 
 from mirror.core.errors import DeviceError, OperatorError
 from mirror.core.limits import BLOCK_BYTES, DURABLE_DESCRIPTORS, EXTENTS_ANSWER_MAX, PIECE_BYTES_MAX, ZERO_PIECE_BYTES
+from mirror.core.units import exact_size_text
 from mirror.runtime import Runtime
 from mirror.store.files import Buffer, failed, open_file, read_all, write_all
 
@@ -132,8 +133,9 @@ class DataFile:
         """Raises OperatorError when a volume of this size does not fit."""
         self.file_bytes = self._measure()
         if self.file_bytes < size_bytes:
+            has, shall_have = exact_size_text(self.file_bytes), exact_size_text(size_bytes)
             raise OperatorError(
-                f"{self.path} holds {self.file_bytes} bytes, fewer than the {size_bytes} that the volume shall have",
+                f"{self.path} holds {has}, fewer than the {shall_have} that the volume shall have",
                 remedy="make it larger first",
             )
 

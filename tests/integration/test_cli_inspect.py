@@ -51,6 +51,10 @@ DAMAGES: dict[str, tuple[Callable[[Path], None], str]] = {
     "empty metadata": (lambda replica: _truncate(replica / "meta", 0), "superblock"),
     "short data": (lambda replica: _truncate(replica / "data", 4096), "truncated"),
     "no data": (lambda replica: (replica / "data").unlink(), "No such file"),
+    "no suspects": (lambda replica: (replica / "suspects").unlink(), "suspects: it is missing"),
+    "no unproven": (lambda replica: (replica / "unproven").unlink(), "unproven: it is missing"),
+    "suspects": (lambda replica: scribble(replica / "suspects", 100), "page 0 of the suspects"),
+    "unproven": (lambda replica: scribble(replica / "unproven", 100), "page 0 of the unproven extents"),
     "configuration": (lambda replica: (replica / "volume.toml").write_text("x"), "volume.toml"),
 }
 
@@ -67,6 +71,21 @@ def test_damage_is_named(tmp_path: Path, case: str) -> None:
     assert words in done.stderr
     assert "Traceback" not in done.stderr
     assert contents(replica) == before
+
+
+def test_missing_maps_are_named_until_a_start_makes_them(cluster: Cluster) -> None:
+    a = cluster.standalone()
+    a.allow("missing")
+    for name in ("suspects", "unproven"):
+        (a.directory / name).unlink()
+    done = a.command("inspect", check=False)
+    assert done.returncode == 1
+    for words in ("which blocks were found different is forgotten", "all of the volume is compared"):
+        assert words in done.stderr
+        assert any(words in warning for warning in a.status()["warnings"])
+    a.serve()
+    a.stop()
+    assert "all records are sound" in a.command("inspect").stdout
 
 
 def test_both_superblocks_damaged_says_what_can_be_done(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Help, exit statuses, and what a terminal gets that a pipe does not."""
 
+import json
 import os
 import pty
 import re
@@ -31,6 +32,29 @@ def test_wrong_usage_is_exit_status_2(words: list[str]) -> None:
     assert done.returncode == 2
     assert done.stdout == ""
     assert "Usage: nbdmirror" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [
+        (["status", "--json"], 1),
+        (["status", "--json", "--watch"], 1),
+        (["connect", "--json", "--dry-run"], 1),
+        (["diff", "--json"], 3),
+        (["verify", "--json"], 3),
+        (["verify", "--json", "--stop"], 3),
+        (["verify", "--json", "--background"], 3),
+    ],
+)
+def test_an_error_is_an_object_too_where_json_was_asked_for(tmp_path: Path, words: list[str], code: int) -> None:
+    plain = nbdmirror(words[0], tmp_path / "nothing", *[word for word in words[1:] if word != "--json"], check=False)
+    assert (plain.returncode, plain.stdout) == (code, "")
+    done = nbdmirror(words[0], tmp_path / "nothing", *words[1:], check=False)
+    assert (done.returncode, done.stderr) == (code, plain.stderr)
+    told = json.loads(done.stdout)
+    assert set(told) == {"error", "remedy"}
+    assert told["error"] in done.stderr
+    assert told["remedy"] in done.stderr
 
 
 def test_a_version_is_told() -> None:

@@ -74,8 +74,50 @@ def test_a_split_brain_is_listed_before_anybody_discards_anything(cluster: Clust
     b.wait_in_step()
     a.wait_in_step()
     assert a.status()["last_resync"]["dirty_bytes"] == 7 * MIB // 2
+    # Either side says so, not the sum of both maps.
+    assert [replica.status()["plan"]["bytes"] for replica in (a, b)] == [7 * MIB // 2] * 2
     assert_equal_copies(a, b)
     assert diff(a)[0] == diff(b)[0] == 0
+    assert "nothing differs" in a.command("diff").stderr
+
+
+def test_suspects_differ_too(cluster: Cluster, rng: random.Random) -> None:
+    a, b = cluster.pair()
+    for replica in (a, b):
+        replica.allow(PEER_LOST + "|copies differ")
+    for offset in (5 * MIB, 7 * MIB, 7 * MIB + 4096):
+        with b.data_path.open("r+b") as file:
+            file.seek(offset)
+            file.write(b"flip")
+    assert a.command("verify", check=False).returncode == 1
+    listed = [{"offset": 5 * MIB, "length": 4096}, {"offset": 7 * MIB, "length": 8192}]
+    for replica in (a, b):
+        code, found = diff(replica)
+        assert (code, found["complete"], found["range_count"]) == (1, True, 0)
+        assert (found["suspect_bytes"], found["suspect_ranges"], found["suspect_range_count"]) == (12288, listed, 2)
+        plain = replica.command("diff", check=False)
+        assert plain.returncode == 1
+        assert plain.stdout.splitlines() == [f"{5 * MIB} 4096 suspect", f"{7 * MIB} 8192 suspect"]
+        assert "12 KiB are suspect, 2 ranges" in plain.stderr
+        assert f"verify {replica.directory} --suspects --repair --from primary" in plain.stderr
+        assert "nothing differs" not in plain.stderr
+    few = diff(a, "--limit", 1)[1]
+    assert (few["suspect_ranges"], few["suspect_range_count"]) == (listed[:1], 2)
+    assert "suspect" in on_terminal("diff", str(a.directory)).decode()
+    # Apart, beside what was changed since; the peer can be asked, then it can't, then nothing serves.
+    a.command("disconnect")
+    write(a, rng.randbytes(MIB), 10 * MIB)
+    code, found = diff(a)
+    assert (code, found["own_bytes"], found["suspect_bytes"]) == (1, MIB, 12288)
+    b.stop()
+    assert diff(a)[1]["suspect_ranges"] == listed
+    code, found = diff(b)
+    assert (code, found["suspect_ranges"]) == (3, listed)
+    b.serve()
+    a.command("connect")
+    a.wait_in_step()
+    a.command("verify", "--repair", "--from", "primary")
+    assert diff(a)[0] == 0
     assert "nothing differs" in a.command("diff").stderr
 
 

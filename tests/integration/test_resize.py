@@ -54,7 +54,8 @@ def test_both_replicas_grow_while_a_client_writes(cluster: Cluster, rng: random.
     cluster.at_end(writer.close)
     writer.wait_answers(200)
     said = a.command("resize", "320M").stdout
-    assert f"{NEW} bytes" in said
+    assert f"the volume has 320 MiB ({NEW} bytes) now" in said
+    assert f"320 MiB ({NEW} bytes) already" in a.command("resize", "320M").stdout
     writer.wait_answers(200)
     writer.stop()
     assert not history.errors

@@ -70,6 +70,29 @@ def test_a_flipped_byte_from_finding_to_repair(cluster: Cluster, flipped: str) -
         assert client.pread(4096, 5 * MIB) == bytes([5]) * 4096
 
 
+def test_equal_and_still_suspect_says_what_clears_it(cluster: Cluster) -> None:
+    a, b = cluster.pair()
+    a.allow(DIFFER)
+    # There and back again: no client wrote, and nobody said who is right.
+    for _ in range(2):
+        flip(b, 5 * MIB)
+        verify(a)
+    clear = f"verify {b.directory} --suspects --repair --from primary"
+    plain = verify(b)
+    assert (plain.returncode, plain.stdout) == (0, "equal: 64 MiB compared\n")
+    assert "4 KiB stay listed as suspects" in plain.stderr
+    assert clear in plain.stderr
+    for options in ((), ("--suspects",)):
+        done = verify(b, "--json", *options)
+        told = json.loads(done.stdout)
+        assert (done.returncode, told["result"], told["error"]) == (0, "equal", None)
+        assert told["suspects"] == {"bytes": 4096, "ranges": [[5 * MIB, 4096]], "more": False}
+        assert clear in told["remedy"]
+    repaired = verify(b, "--suspects", "--repair", "--from", "primary")
+    assert (repaired.returncode, repaired.stdout, repaired.stderr) == (0, "equal: 4 KiB compared\n", "")
+    assert verify(b).stderr == ""
+
+
 def test_exit_statuses_of_what_can_not_be_done(cluster: Cluster) -> None:
     a, b = cluster.pair()
     for words in (["--repair"], ["--from", "primary"], ["--repair", "--from", "left"], ["--rate", "none"]):
@@ -81,6 +104,9 @@ def test_exit_statuses_of_what_can_not_be_done(cluster: Cluster) -> None:
     lost = verify(a)
     assert lost.returncode == 3
     assert "not connected" in lost.stderr
+    told = json.loads(verify(a, "--json").stdout)
+    assert "not connected" in told["error"]
+    assert told["remedy"] == "verify when it is back"
     assert verify(b).returncode == 3, "nothing serves it"
 
 
@@ -98,17 +124,21 @@ def test_a_peer_lost_in_the_middle_and_the_rest_later(cluster: Cluster) -> None:
         b.kill()
         out, err = process.communicate(timeout=30)
     assert process.returncode == 3, err
-    assert "the next verify goes on there" in err
+    assert "the next verify begins there" in err
     assert "offset 0, length 4096" in out
     b.serve()
     a.wait_in_step()
+    # Below the place where it ended, and equal when it was compared.
+    flip(b, MIB)
     rest = verify(a)
-    assert "goes on at" in rest.stdout
-    assert rest.returncode == 1, "what the first part found counts"
-    assert "64 MiB compared, 4 KiB differ" in rest.stdout
+    assert "goes once round the whole volume" in rest.stdout
+    assert rest.returncode == 1, rest
+    assert f"differs: offset {MIB}, length 4096" in rest.stdout
+    assert "64 MiB compared, 8 KiB differ" in rest.stdout
     # The client writes the whole block again.
     with a.client() as client:
-        client.pwrite(b"new" + bytes(4093), 0)
+        for offset in (0, MIB):
+            client.pwrite(b"new" + bytes(4093), offset)
         client.flush()
     a.wait_status(suspects__bytes=0)
     b.wait_status(suspects__bytes=0)
@@ -119,24 +149,46 @@ def test_ctrl_c_stops_it_and_it_goes_on(cluster: Cluster) -> None:
     a, _ = cluster.pair()
     a.allow(DIFFER)
     with subprocess.Popen(
-        [NBDMIRROR, "verify", a.directory, "--rate", "4M"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [NBDMIRROR, "verify", a.directory, "--rate", "4M", "--json"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     ) as process:
         a.wait_status(verify__done_bytes=lambda done: (done or 0) > 0)
         process.send_signal(signal.SIGINT)
-        _, err = process.communicate(timeout=20)
+        out, err = process.communicate(timeout=20)
     assert process.returncode == 3
     assert "stopped" in err
+    assert json.loads(out)["error"] == "stopped"
     status = a.status()
     assert status["verify"] is None
     assert status["last_verify"]["result"] == "stopped"
-    # Over a restart.
     assert 0 < status["last_verify"]["checked_bytes"] < SIZE_BYTES
+    on = verify(a)
+    assert "goes on at" in on.stdout
+    assert "equal: 64 MiB compared" in on.stdout
+    assert re.match("equal: 64 MiB compared", verify(a).stdout)
+
+
+def test_over_a_restart_it_goes_once_round(cluster: Cluster) -> None:
+    a, _ = cluster.pair()
+    a.allow(DIFFER)
+    verify(a, "--background", "--rate", "8M")
+    a.wait_status(verify__done_bytes=lambda done: (done or 0) >= 2 * MIB)
+    assert "the next verify begins there" in verify(a, "--stop").stdout
     a.stop()
     a.serve("--primary")
     a.wait_in_step()
-    assert "goes on at" in verify(a).stdout
-    again = verify(a)
-    assert "goes on" not in again.stdout
+    verify(a, "--background", "--rate", "8M")
+    running = a.wait_status(verify=lambda run: run is not None)["verify"]
+    assert (running["total_bytes"], running["resumed_bytes"]) == (SIZE_BYTES, 0)
+    assert running["begin"] >= 2 * MIB
+    assert "once round from" in a.command("status").stdout
+    stopped = verify(a, "--stop", "--json")
+    assert (stopped.returncode, json.loads(stopped.stdout)["state"]) == (0, "stopped")
+    result = json.loads(verify(a, "--json").stdout)
+    assert (result["result"], result["resumed_bytes"] + result["done_bytes"]) == ("equal", SIZE_BYTES)
+    assert a.status()["last_verify"]["checked_bytes"] == SIZE_BYTES
 
 
 def test_in_the_background_the_status_tells(cluster: Cluster) -> None:
@@ -152,7 +204,10 @@ def test_in_the_background_the_status_tells(cluster: Cluster) -> None:
     ended = a.wait_status(20.0, verify=None)
     assert ended["last_verify"]["result"] == "equal"
     assert "equal, 64 MiB compared" in b.command("status").stdout
-    assert json.loads(verify(a, "--json").stdout)["result"] == "equal"
+    result = json.loads(verify(a, "--json").stdout)
+    assert (result["result"], result["error"], result["remedy"]) == ("equal", None, None)
+    assert json.loads(verify(a, "--json", "--background").stdout)["state"] in ("running", "done")
+    a.wait_status(20.0, verify=None)
 
 
 def test_no_false_alarm_under_fio(cluster: Cluster, tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ from tests.sim.shrink import shrink
 BATCH = 20
 # Lives in which each planted fault must be found.
 FAULT_LIVES_MAX = 1500
+HOURS = click.FloatRange(min=0, min_open=True)
 # How a violation is told to the parent process: seed, invariant, message.
 Failure = tuple[int, str, str]
 
@@ -79,7 +80,7 @@ def _show(result: Result) -> None:
 
 
 @main.command()
-@click.option("--count", default=1000, show_default=True, help="How many lives.")
+@click.option("--count", type=click.IntRange(min=1), default=1000, show_default=True, help="How many lives.")
 @click.option("--first", default=0, show_default=True, help="The first seed.")
 @click.option("--events", default="", help="Events that these lives shall have more of, with commas.")
 @click.option("--json", "as_json", is_flag=True, help="For machines.")
@@ -89,7 +90,7 @@ def lives(count: int, first: int, events: str, as_json: bool) -> None:
 
 
 @main.command()
-@click.option("--hours", default=1.0, show_default=True, help="How long.")
+@click.option("--hours", type=HOURS, default=1.0, show_default=True, help="How long.")
 def soak(hours: float) -> None:
     """Go on with ever new seeds on all cores."""
     first = int(time.time()) * 1000
@@ -162,6 +163,9 @@ def _run_many(
         )
     else:
         click.echo(f"{done} lives in {passed_s:.0f} s, {done / passed_s * 60:.0f} a minute, {len(failures)} failed")
+    if not done:
+        click.echo("no life was run, so nothing is known: give it more time", err=True)
+        return 1
     if failures:
         for invariant, number in Counter(invariant for _, invariant, _ in failures).items():
             click.echo(f"{number} broke {invariant}", err=True)

@@ -42,6 +42,22 @@ def test_a_thousand_lives() -> None:
     assert told["steps"] > 1000 * told["lives"]
 
 
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [
+        (("soak", "--hours", "0"), 2),
+        (("soak", "--hours", "-1"), 2),
+        (("lives", "--count", "0"), 2),
+        # Over before the first life begins.
+        (("soak", "--hours", "1e-12"), 1),
+    ],
+)
+def test_no_life_is_no_success(words: tuple[str, ...], code: int) -> None:
+    run = simulate(*words, timeout_s=50)
+    assert run.returncode == code, run
+    assert ("Usage" if code == 2 else "no life was run") in run.stderr
+
+
 @pytest.mark.long
 @pytest.mark.timeout(7200)
 def test_twenty_thousand_lives() -> None:

@@ -2,8 +2,9 @@
 
 import pytest
 
-from cli.output import duration_text, size_text
+from cli.output import duration_text
 from cli.parameters import SIZE_BYTES_MAX, parse_size
+from mirror.core.units import exact_size_text, size_text
 
 
 @pytest.mark.parametrize(
@@ -77,6 +78,15 @@ def test_what_is_no_size_is_refused_with_a_sentence(text: str) -> None:
 )
 def test_sizes_for_people(count: int, text: str) -> None:
     assert size_text(count) == text
+
+
+def test_exact_sizes_name_the_last_byte() -> None:
+    assert [exact_size_text(count) for count in (0, 1023, 1024, (1 << 30) + 1)] == [
+        "0 bytes",
+        "1023 bytes",
+        "1 KiB (1024 bytes)",
+        "1.0 GiB (1073741825 bytes)",
+    ]
 
 
 @pytest.mark.parametrize(

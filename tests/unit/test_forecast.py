@@ -38,6 +38,13 @@ def test_bytes_and_direction_of_every_action(
     assert (found.rule, found.reason, found.remedy) == ("rule", "why", "what to do")
 
 
+def test_the_sources_word_replaces_the_sum_of_both_maps() -> None:
+    found = forecast(Outcome("rule", Action.TARGET_BITMAP, "why"), MINE, THEIRS, None, 1000.0)
+    told = found.with_bytes(4 * BLOCK_BYTES, 1000.0)
+    assert told == forecast(Outcome("rule", Action.TARGET_BITMAP, "why"), MINE, THEIRS, 4 * BLOCK_BYTES, 1000.0)
+    assert found.with_bytes(0, None).expected_s == 0.0
+
+
 def test_both_maps_can_not_name_more_than_the_volume() -> None:
     much = dataclasses.replace(MINE, dirty_blocks=SIZE // BLOCK_BYTES)
     assert forecast(Outcome("r", Action.SOURCE_BITMAP, ""), much, THEIRS, None, None).bytes == SIZE

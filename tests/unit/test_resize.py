@@ -68,7 +68,7 @@ def test_shrinking_is_refused_with_both_sizes() -> None:
     )
     verdict = may_grow(wish)
     assert isinstance(verdict, Refused)
-    assert str(OLD) in verdict.reason
+    assert f"64 MiB ({OLD} bytes)" in verdict.reason
     assert str(OLD - BLOCK_BYTES) in verdict.reason
 
 

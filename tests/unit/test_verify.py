@@ -12,9 +12,11 @@ from cli import offline
 from mirror import compare
 from mirror.core.errors import OperatorError
 from mirror.core.limits import BLOCK_BYTES, EXTENT_BYTES
+from mirror.verify_run import Run
 from nbd_server.config import load
+from nbd_server.status import iso_time
 from nbd_server.volume import Volume
-from tests.pair import PATIENCE_S, SIZE_BYTES, pair, peer_of, serve, session_of, wait_in_step
+from tests.pair import PATIENCE_S, SIZE_BYTES, pair, peer_of, serve, session_of, wait_ended, wait_in_step
 
 BLOCK = bytes(range(256)) * 16
 OTHER = BLOCK[::-1]
@@ -208,7 +210,7 @@ def contents(tmp_path: Path) -> tuple[bytes, bytes]:
     return a, b
 
 
-def reconnect(first: Volume, second: Volume) -> None:
+def come_together(first: Volume, second: Volume) -> None:
     first.connect(False)
     wait_in_step(first)
     wait_in_step(second)
@@ -229,7 +231,7 @@ def test_a_resync_brings_of_a_suspect_block_what_the_client_wrote_and_no_more(tm
         # In pieces all of the fifth.
         first.zero(4 * 4096 + 1000, 3096, False, False, False)
         first.write(memoryview(b"#" * 1000), 4 * 4096, False)
-        reconnect(first, second)
+        come_together(first, second)
         assert suspects(first) == suspects(second) == [[0, 3 * 4096]]
         a, b = contents(tmp_path)
         assert b[50:150] == b"!" * 100
@@ -253,7 +255,7 @@ def test_after_a_crash_the_suspects_of_the_log_are_left_alone(tmp_path: Path) ->
             with side._replica.books:
                 side._replica.dirty.mark_extent(0)
         first.disconnect()
-        reconnect(first, second)
+        come_together(first, second)
         assert first.status()["last_resync"]["dirty_bytes"] == EXTENT_BYTES - 4096
         assert suspects(first) == suspects(second) == [[0, 4096]]
         assert contents(tmp_path) == before
@@ -271,7 +273,7 @@ def test_more_parts_than_can_be_kept_are_told(
         for block in range(3):
             first.write(memoryview(b"!"), block * 4096 + 9, False)
         assert any("too many parts" in record.message for record in caplog.records)
-        reconnect(first, second)
+        come_together(first, second)
         assert suspects(first) == suspects(second) == [[0, 2 * 4096]]
         a, b = contents(tmp_path)
         assert [at for at in range(SIZE_BYTES) if a[at] != b[at]] == [0, 4096]
@@ -375,36 +377,124 @@ def test_it_can_not_be_done_alone_and_twice(tmp_path: Path) -> None:
             second._command({"command": "verify", "act": "start"})
 
 
-def test_one_that_lost_its_peer_goes_on_where_it_was(tmp_path: Path) -> None:
+def stopped_at(volume: Volume, least_bytes: int, **wish: Any) -> Run:
+    """Start a verify, and stop it when it has compared so much at least."""
+    verifier = peer_of(volume).verifier
+    volume._command({"command": "verify", "act": "start", "rate": 4 << 20, **wish})
+    wait_until(lambda: verifier.run is not None and verifier.run.progress.done_bytes >= least_bytes)
+    volume._command({"command": "verify", "act": "stop"})
+    assert verifier.run is not None
+    wait_until(lambda: not verifier.run.active)  # type: ignore[union-attr]
+    assert verifier.run.cursor != 0
+    return verifier.run
+
+
+def reconnect(first: Volume, second: Volume) -> None:
+    session = session_of(first)
+    session.end("a test cuts the link")
+    wait_ended(first, session)
+    wait_in_step(first)
+    wait_in_step(second)
+
+
+def test_one_that_was_stopped_goes_on_where_it_was_in_the_same_session(tmp_path: Path) -> None:
     with pair(tmp_path) as (first, second):
         flip(tmp_path, "b", 0)
         flip(tmp_path, "b", SIZE_BYTES - 1)
-        first._command({"command": "verify", "act": "start", "rate": 1 << 20})
+        former = stopped_at(first, 2 << 20)
+        cursor = former.cursor
+        # What only looks at the suspects is another matter.
+        assert verify(first, suspects_only=True)["differing_bytes"] == 4096
+        run = verify(second)
+        assert (run["resumed_bytes"], run["done_bytes"], run["total_bytes"]) == (cursor, *[SIZE_BYTES - cursor] * 2)
+        assert (run["begin"], run["result"], run["differing_bytes"]) == (0, "differs", 8192)
+        last = first.status()["last_verify"]
+        assert (last["checked_bytes"], last["started"]) == (SIZE_BYTES, iso_time(former.started))
+        run = verify(first)
+        assert (run["resumed_bytes"], run["begin"]) == (0, 0), "that one was whole"
+
+
+def test_one_that_lost_its_peer_goes_once_round_from_where_it_was(tmp_path: Path) -> None:
+    with pair(tmp_path) as (first, second):
+        flip(tmp_path, "b", SIZE_BYTES - 1)
+        first._command({"command": "verify", "act": "start", "rate": 4 << 20})
         verifier = peer_of(first).verifier
         wait_until(lambda: verifier.run is not None and verifier.run.cursor >= 2 << 20)
-        session_of(first).end("a test cuts the link")
-        wait_until(lambda: not verifier.run.active)  # type: ignore[union-attr]
-        cursor = verifier.run.cursor  # type: ignore[union-attr]
-        assert 0 < cursor < SIZE_BYTES
-        wait_in_step(first)
-        wait_in_step(second)
+        reconnect(first, second)
+        assert verifier.run is not None
+        cursor = verifier.run.cursor
+        assert verifier.run.status()["state"] == "stopped"
+        # Below the cursor, where it was equal before: what is told of the whole volume is of one session.
+        flip(tmp_path, "b", 0)
         run = verify(first)
-        assert (run["resumed_bytes"], run["done_bytes"]) == (cursor, SIZE_BYTES - cursor)
-        assert (run["result"], run["differing_bytes"]) == ("differs", 8192)
+        assert (run["begin"], run["resumed_bytes"], run["done_bytes"]) == (cursor, 0, SIZE_BYTES)
+        assert (run["result"], run["ranges"]) == ("differs", [[0, 4096], [SIZE_BYTES - 4096, 4096]])
         assert first.status()["last_verify"]["checked_bytes"] == SIZE_BYTES
+        assert verify(first)["begin"] == 0, "that one was whole"
+
+
+def test_a_circle_that_is_cut_short_is_owed_again(tmp_path: Path) -> None:
+    with pair(tmp_path) as (first, second):
+        begin = stopped_at(first, 5 << 20).cursor
+        reconnect(first, second)
+        # Over the end of the volume.
+        second_part = stopped_at(first, 4 << 20)
+        assert second_part.begin == begin
+        assert 0 < second_part.cursor < begin
+        compared = second_part.progress.done_bytes
+        assert first.status()["last_verify"]["checked_bytes"] == compared
+        # In the same session: what is left of the circle.
+        third_part = stopped_at(first, 1)
+        assert (third_part.begin, third_part.resumed_bytes) == (begin, compared)
+        assert third_part.progress.total_bytes == SIZE_BYTES - compared
+        cursor = third_part.cursor
+        reconnect(first, second)
+        flip(tmp_path, "b", SIZE_BYTES - 1)
         run = verify(first)
-        assert run["resumed_bytes"] == 0, "that one was whole"
+        assert (run["begin"], run["resumed_bytes"], run["done_bytes"]) == (cursor, 0, SIZE_BYTES)
+        assert (run["result"], run["ranges"]) == ("differs", [[SIZE_BYTES - 4096, 4096]])
+
+
+def test_another_primary_and_a_change_of_roles_and_back_owe_the_whole_circle(tmp_path: Path) -> None:
+    with pair(tmp_path) as (first, second):
+        session = session_of(first)
+        cursor = stopped_at(first, 1 << 20).cursor
+        first.switch()
+        next_cursor = stopped_at(second, 1 << 20).cursor
+        assert peer_of(second).verifier.run.begin == cursor  # type: ignore[union-attr]
+        first.switch()
+        assert session_of(first) is session
+        run = verify(first)
+        assert (run["begin"], run["resumed_bytes"], run["done_bytes"]) == (next_cursor, 0, SIZE_BYTES)
+
+
+def test_a_repair_that_was_stopped_counts_what_it_has_repaired_in_the_same_session(tmp_path: Path) -> None:
+    with pair(tmp_path) as (first, second):
+        flip(tmp_path, "b", 0)
+        cursor = stopped_at(first, 1 << 20, repair="primary").cursor
+        run = verify(first, repair="primary")
+        assert (run["resumed_bytes"], run["result"], run["repaired_bytes"]) == (cursor, "repaired", 4096)
+        flip(tmp_path, "b", 0)
+        cursor = stopped_at(first, 1 << 20, repair="primary").cursor
+        reconnect(first, second)
+        run = verify(first, repair="primary")
+        assert (run["begin"], run["resumed_bytes"], run["result"], run["repaired_bytes"]) == (cursor, 0, "equal", 0)
+
+
+def test_a_volume_that_has_grown_since_is_compared_whole(tmp_path: Path) -> None:
+    with pair(tmp_path) as (first, _):
+        cursor = stopped_at(first, 1 << 20).cursor
+        first.resize(2 * SIZE_BYTES)
+        run = verify(first)
+        assert (run["begin"], run["resumed_bytes"], run["done_bytes"]) == (cursor, 0, 2 * SIZE_BYTES)
 
 
 def test_restart_and_another_wish_begin_anew(tmp_path: Path) -> None:
     with pair(tmp_path) as (first, _):
-        verifier = peer_of(first).verifier
         for more in ({"restart": True}, {"repair": "primary"}):
-            first._command({"command": "verify", "act": "start", "rate": 1 << 20, "restart": True})
-            wait_until(lambda: verifier.run is not None and verifier.run.cursor > 0)
-            first._command({"command": "verify", "act": "stop"})
-            wait_until(lambda: not verifier.run.active)  # type: ignore[union-attr]
-            assert verify(first, **more)["resumed_bytes"] == 0
+            stopped_at(first, 1, restart=True)
+            run = verify(first, **more)
+            assert (run["resumed_bytes"], run["begin"], run["done_bytes"]) == (0, 0, SIZE_BYTES)
 
 
 def test_a_switch_in_the_middle_is_no_alarm(tmp_path: Path) -> None:
