@@ -11,6 +11,9 @@ from mirror.core.wire import Flag, MessageType
 from mirror.link import Stream
 from mirror.session import Session
 
+# Twice the pages of databases.
+TYPICAL_BYTES_MAX = 16 * 1024
+
 
 class Change(NamedTuple):
     """`apply(*arguments)` carries it out here; the last argument says whether durably. The payload is the client's
@@ -29,16 +32,32 @@ class Change(NamedTuple):
     arguments: tuple[Any, ...]
     payload_crc: int = 0
 
+    @property
+    def is_typical(self) -> bool:
+        """A small write that waits for no disk: its latency may be compared with those of others."""
+        return self.kind is MessageType.WRITE and self.length <= TYPICAL_BYTES_MAX and not self.flags & Flag.FUA
+
     def made_durable(self) -> "Change":
         """The same, stable on both sides before it is answered."""
         return self._replace(flags=self.flags | Flag.FUA, arguments=(*self.arguments[:-1], True))
 
-    def ask_peer(self, session: Session, flags: int = 0) -> Stream | None:
-        """Send it; the answer comes on the stream returned. None when the link is lost: the session has ended then."""
+    def ask_peer(self, session: Session, flags: int = 0, spin_us: int = 0) -> Stream | None:
+        """Send it; the answer comes on the stream returned. None when the link is lost: the session has ended then.
+
+        With `spin_us` the peer looks so long for the next one before it sleeps.
+        """
+        if spin_us:
+            flags |= Flag.SPIN
         try:
             stream = session.borrow()
             stream.send(
-                self.kind, self.flags | flags, self.offset, self.length, self.payload, payload_crc=self.payload_crc
+                self.kind,
+                self.flags | flags,
+                self.offset,
+                self.length,
+                self.payload,
+                number=spin_us,
+                payload_crc=self.payload_crc,
             )
         except LinkLost as lost:
             session.end(lost.message)

@@ -26,6 +26,8 @@ from mirror.session import Session
 if TYPE_CHECKING:
     from mirror.primary import Primary
 
+# A write into the peer's page cache takes a few microseconds; then its answer follows the word that it is received.
+APPLIED_US = 15
 # Two, so that one batch is sent while the answers of the other are awaited.
 SENDERS = 2
 
@@ -42,6 +44,8 @@ class Pending:
     length: int
     payload: bytes
     payload_crc: int
+    # It has a place in the bounded queue of protocol A.
+    queued: bool
 
 
 class Deferred:
@@ -65,13 +69,19 @@ class Deferred:
         """Whether a change goes this way: under A and B, but not with FUA and not while the own disk is Failed."""
         return self.protocol != "C" and not flags & Flag.FUA and not self._primary.peer_only
 
-    def change(self, session: Session, ticket: Ticket, change: Change) -> bool:
-        """Carry out one change as far as its answer. False when its range stays locked until the peer applied it."""
-        if self.protocol == "A":
-            return self._change_a(session, ticket, change)
-        return self._change_b(session, ticket, change)
+    def change(self, session: Session, ticket: Ticket, change: Change, spin_us: int) -> bool:
+        """Carry out one change as far as its answer. False when its range stays locked until the peer applied it.
 
-    def _change_a(self, session: Session, ticket: Ticket, change: Change) -> bool:
+        `spin_us`: it is the only one, and the peer's word may come within so many microseconds.
+        """
+        if self.protocol == "B":
+            return self._change_sent(session, ticket, change, spin_us, Flag.ACK_RECEIVED)
+        if spin_us and not self._pending:
+            return self._change_sent(session, ticket, change, spin_us, 0)
+        return self._change_queued(session, ticket, change)
+
+    def _change_queued(self, session: Session, ticket: Ticket, change: Change) -> bool:
+        """Protocol A: written here, and in the queue."""
         primary = self._primary
         if change.apply_here() is not None:
             # Nothing was sent: go the way that knows what to do when only one side can.
@@ -83,16 +93,24 @@ class Deferred:
                 self._changed.wait()
             if primary.session is session:
                 primary.flushes.needed = True
-                self._queue.append(self._register(ticket, change, copied))
+                self._queue.append(self._register(ticket, change, copied, queued=True))
                 self._changed.notify_all()
                 return False
         primary.settle(session, change.offset, change.length, False, None)
         return True
 
-    def _register(self, ticket: Ticket, change: Change, payload: bytes) -> Pending:
+    def _register(self, ticket: Ticket, change: Change, payload: bytes, queued: bool) -> Pending:
         """Note what is answered from now on; the client's buffer itself is not kept."""
         pending = Pending(
-            self._next, ticket, change.kind, change.flags, change.offset, change.length, payload, change.payload_crc
+            self._next,
+            ticket,
+            change.kind,
+            change.flags,
+            change.offset,
+            change.length,
+            payload,
+            change.payload_crc,
+            queued,
         )
         self._next += 1
         self._pending[pending.number] = pending
@@ -130,19 +148,28 @@ class Deferred:
                 self._primary.detach(session)
                 return
 
-    def _change_b(self, session: Session, ticket: Ticket, change: Change) -> bool:
+    def _change_sent(self, session: Session, ticket: Ticket, change: Change, spin_us: int, wanted: int) -> bool:
+        """Sent by this worker, which waits for the word that protocol B wants (ACK_RECEIVED), if any.
+
+        What comes after that is left to the reaper, unless it comes while this worker looks for it anyway.
+        """
         primary = self._primary
-        stream = change.ask_peer(session, Flag.ACK_RECEIVED)
+        stream = change.ask_peer(session, wanted, spin_us)
         error = change.apply_here()
         peer_has_it = False
         if stream is not None:
             try:
+                told = spin_us > 0 and stream.spin(spin_us)
+                if not (told or wanted or error is not None):
+                    return not self._hand_over(session, stream, ticket, change)
                 header, _ = stream.receive()
                 if header.type not in (MessageType.RECEIVED, MessageType.ANSWER):
                     raise ProtocolError(f"a {header.type.name} message where an answer was due")
-                if error is not None or header.type == MessageType.ANSWER or stream.buffered:
+                if header.type is MessageType.RECEIVED and spin_us:
+                    stream.spin(APPLIED_US)
+                if error is not None or header.type is MessageType.ANSWER or stream.buffered:
                     # Applied already (its answer is here, where no poller sees it), or our own error is to be settled.
-                    if header.type == MessageType.RECEIVED:
+                    if header.type is MessageType.RECEIVED:
                         header, _ = stream.receive_answer()
                     peer_has_it = header.code == 0
                     session.give_back(stream)
@@ -164,14 +191,14 @@ class Deferred:
             attached = primary.session is session and self._poller is not None
             if attached:
                 primary.flushes.needed = True
-                self._by_stream[stream] = self._register(ticket, change, b"")
+                self._by_stream[stream] = self._register(ticket, change, b"", queued=False)
                 self._poller.add(stream)  # type: ignore[union-attr]
         if not attached:
             primary.settle(session, change.offset, change.length, False, None)
         return attached
 
     def _reap(self, session: Session, poller: Poller) -> None:
-        """Body of the reaper thread (protocol B)."""
+        """Body of the reaper thread: the later word on changes that were sent and are answered."""
         with poller:
             while ready := poller.wait():
                 for stream in ready:
@@ -195,7 +222,7 @@ class Deferred:
         with self._books:
             if self._pending.pop(pending.number, None) is None:
                 return  # the session ended first, and detach has seen to it
-            if self.protocol == "A":
+            if pending.queued:
                 self._window.done(len(pending.payload))
             replica = self._primary.replica
             # Between the two steps of a detachment what is unstable has been taken as dirty already.
@@ -221,9 +248,9 @@ class Deferred:
             self._session = session
             if self.protocol == "A":
                 self._threads = [runtime.spawn(f"sender-{i}", self._send_queue, session) for i in range(SENDERS)]
-            elif self.protocol == "B":
+            if self.protocol != "C":
                 self._poller = Poller()
-                self._threads = [runtime.spawn("reaper", self._reap, session, self._poller)]
+                self._threads.append(runtime.spawn("reaper", self._reap, session, self._poller))
 
     def detach(self, session: Session) -> bool:
         """Mark whatever is not applied as dirty and let it go. True when there was any."""

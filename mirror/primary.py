@@ -21,6 +21,7 @@ from mirror.change import Change
 from mirror.core.errors import ConnectionCut, DeviceError, LinkLost, MirrorError, NotPrimary, PeerError, ProtocolError
 from mirror.core.limits import BLOCK_BYTES, PIECE_BYTES_MAX, READ_ERRORS_MAX
 from mirror.core.range_lock import RangeLock, Ticket
+from mirror.core.spin import Spin
 from mirror.core.states import DiskState, Role
 from mirror.core.wire import Flag, MessageType, crc32c
 from mirror.deferred import Deferred
@@ -48,9 +49,10 @@ class Gate(enum.Enum):
 class Primary:
     """The primary's side of a volume. `session` is the live session with the peer, None while alone."""
 
-    def __init__(self, replica: Replica, protocol: str, trace: Trace) -> None:
+    def __init__(self, replica: Replica, protocol: str, trace: Trace, spin: Spin) -> None:
         self.replica = replica
         self.trace = trace
+        self.spin = spin
         self.session: Session | None = None
         self.peer_reads_ok = False
         self.peer_only = False
@@ -142,13 +144,18 @@ class Primary:
         if self.replica.suspects.any:
             change = self._on_suspects(change)
         unlock = True
+        alone = self._active == 1
+        spin_us = self.spin.wanted_us if alone else 0
+        started_ns = self.trace.start()
         try:
             if session is None:
                 self._change_alone(change)
             elif self._deferred.takes(change.flags):
-                unlock = self._deferred.change(session, ticket, change)
+                unlock = self._deferred.change(session, ticket, change, spin_us)
             else:
-                self.change_both(session, change)
+                self.change_both(session, change, spin_us)
+            if alone and change.is_typical and session is not None:
+                self.spin.note(spin_us > 0, self.trace.start() - started_ns)
         finally:
             if unlock:
                 self.unlock(ticket, first, last)
@@ -241,13 +248,15 @@ class Primary:
                 self.disk_failed(error)
                 raise
 
-    def change_both(self, session: Session, change: Change) -> None:
+    def change_both(self, session: Session, change: Change, spin_us: int = 0) -> None:
         """Protocol C: both replicas have it before it is answered."""
-        stream = change.ask_peer(session)
+        stream = change.ask_peer(session, spin_us=spin_us)
         error = None if self.peer_only else change.apply_here()
         peer_has_it = False
         if stream is not None:
             try:
+                if spin_us:
+                    stream.spin(spin_us)
                 header, _ = stream.receive_answer()
                 if header.code == 0:
                     peer_has_it = True

@@ -68,6 +68,7 @@ class Replica:
         self.round = 1
         self._durable = DurableMap(runtime, map_pages, layout.encode_map_page, store.write_map_pages)
         self._superblock_lock = runtime.lock()
+        self._sequence = superblock.sequence
         self._suspects_lock = runtime.lock()
 
     @property
@@ -90,9 +91,14 @@ class Replica:
             self._write(dataclasses.replace(self.superblock, **changes))  # type: ignore[arg-type]
 
     def _write(self, superblock: Superblock) -> None:
-        numbered = dataclasses.replace(superblock, sequence=self.superblock.sequence + 1)
+        numbered = self._numbered(superblock)
         self.store.write_superblock(layout.encode_superblock(numbered))
         self.superblock = numbered
+
+    def _numbered(self, superblock: Superblock) -> Superblock:
+        """No number is used twice, also when a write failed: one of its copies may stand on the disk."""
+        self._sequence += 1
+        return dataclasses.replace(superblock, sequence=self._sequence)
 
     def move_on(self, peer_disk: DiskState, current: int = 0) -> None:
         """Begin a history of our own, durably (invariant record-before-ack-alone)."""
@@ -122,7 +128,7 @@ class Replica:
                 return
             assert size_bytes in (known.size_bytes, known.next_size_bytes), f"nobody has made room for {size_bytes}"
             self.store.check_room(size_bytes)
-            settled = dataclasses.replace(known, size_bytes=size_bytes, next_size_bytes=0, sequence=known.sequence + 1)
+            settled = self._numbered(dataclasses.replace(known, size_bytes=size_bytes, next_size_bytes=0))
             self.store.write_superblock(layout.encode_superblock(settled))
             with self.books:
                 for one in self._maps():

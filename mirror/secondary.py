@@ -17,7 +17,7 @@ import lz4.block
 
 from mirror.core import resync
 from mirror.core.errors import DeviceError, LinkLost, ProtocolError
-from mirror.core.limits import BLOCK_BYTES, REQUEST_BYTES_MAX
+from mirror.core.limits import BLOCK_BYTES, REQUEST_BYTES_MAX, SPIN_US_MAX
 from mirror.core.states import DiskState
 from mirror.core.wire import Flag, Header, MessageType, crc32c
 from mirror.link import Poller, Stream
@@ -45,6 +45,9 @@ class Receiver:
         # Streams whose request waits for a worker or is with one.
         self._busy: set[Stream] = set()
         self._ended = False
+        # Where the next request is likely to come, and how long to look for it without sleeping.
+        self._likely: Stream | None = None
+        self._spin_us = 0
         self._threads: list[Thread] = [
             replica.runtime.spawn(f"{name}-{i}", self._work) for i in range(min(WORKERS, len(streams)))
         ]
@@ -61,7 +64,8 @@ class Receiver:
                 for stream in self._streams:
                     poller.add(stream)
                 while not self._session.ended:
-                    ready = poller.wait()
+                    ready = poller.wait(self._likely, self._spin_us)
+                    self._likely = None
                     for stream in ready:
                         self._receive(stream, alone=len(ready) == 1)
             except (LinkLost, ProtocolError) as error:
@@ -89,6 +93,9 @@ class Receiver:
                     raise ProtocolError("a request behind one that was to be awaited")
                 return
             self._answer(stream, header, payload)
+            if header.flags & Flag.SPIN:
+                self._likely = stream
+                self._spin_us = min(header.number, SPIN_US_MAX)
             if not stream.buffered:
                 return
 

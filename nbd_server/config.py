@@ -20,7 +20,7 @@ from typing import Any, Literal, NamedTuple
 from urllib.parse import quote
 
 from mirror.core.errors import OperatorError
-from mirror.core.limits import LOG_SLOTS_DEFAULT, LOG_SLOTS_MAX, LOG_SLOTS_MIN, NAME_MAX_CHARACTERS
+from mirror.core.limits import LOG_SLOTS_DEFAULT, LOG_SLOTS_MAX, LOG_SLOTS_MIN, NAME_MAX_CHARACTERS, SPIN_US_MAX
 from mirror.core.policy import ALLOWED, Policies, Policy
 
 FILE_NAME = "volume.toml"
@@ -105,6 +105,7 @@ class Config:
     peer_timeout_s: float = 2.0
     wait_for_peer_s: float = 3.0
     disk_timeout_s: float = 30.0
+    spin: str | int = "auto"
     activity_log_extents: int = LOG_SLOTS_DEFAULT
     split_brain_no_primary: Policy = Policy.REFUSE
     split_brain_one_primary: Policy = Policy.REFUSE
@@ -263,6 +264,14 @@ def _whole_number(least: int, most: int) -> Callable[[object], int]:
     return check
 
 
+def _spin(value: object) -> str | int:
+    if value in ("auto", "off"):
+        return str(value)
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= SPIN_US_MAX:
+        raise ValueError(f'is {_shown(value)}, it must be "auto", "off", or microseconds from 1 to {SPIN_US_MAX}')
+    return value
+
+
 def _policy(field: str) -> Callable[[object], Policy]:
     names = [policy.value for policy in ALLOWED[field]]
 
@@ -296,6 +305,7 @@ _SETTINGS: dict[str, Callable[[object], Any]] = {
     "peer_timeout_s": _seconds(0.2, 60),
     "wait_for_peer_s": _seconds(0, 600),
     "disk_timeout_s": _seconds(1, 600),
+    "spin": _spin,
     "activity_log_extents": _whole_number(LOG_SLOTS_MIN, LOG_SLOTS_MAX),
     "split_brain_no_primary": _policy("no_primary"),
     "split_brain_one_primary": _policy("one_primary"),
@@ -465,6 +475,10 @@ protocol = {_quoted(config.protocol)}
 
 # A disk that does not answer for so many seconds is given up.
 {_line("disk_timeout_s", config.disk_timeout_s, default.disk_timeout_s)}
+
+# How the two ends of the link wait for each other's next message while a single write is on its way: "auto" spins
+# instead of sleeping while the volume finds that this pays, "off" never does, a number does for so many microseconds.
+{_line("spin", config.spin, default.spin)}
 
 # Extents of 4 MiB that may be written at a time without a metadata write; also what is compared after a crash.
 {_line("activity_log_extents", config.activity_log_extents, default.activity_log_extents)}

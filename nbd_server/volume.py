@@ -16,6 +16,7 @@ from typing import Any
 from mirror.core import generation, states
 from mirror.core.errors import LinkLost, MirrorError, NotPrimary, OperatorError
 from mirror.core.generation import Action, Kind
+from mirror.core.spin import Spin
 from mirror.core.states import ConnectionState, DiskState, Refused, Role
 from mirror.handshake import TARGET, Refusal
 from mirror.opening import open_replica
@@ -83,7 +84,7 @@ class Volume:
         self._cut_connections = cut_connections
         self._notes = notes
         self._trace = Trace()
-        self._primary = Primary(replica, config.protocol, self._trace)
+        self._primary = Primary(replica, config.protocol, self._trace, Spin(config.spin))
         self._lease = Lease(runtime, options.shared or config.shared)
         self._role_lock = runtime.lock()
         self._peer: Peer | None = None

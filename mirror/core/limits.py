@@ -65,6 +65,9 @@ DATA_STREAMS = 16
 # Streams for resync: while one chunk is compared the next one is on the way. More threads only pass the interpreter's
 # lock around (1 GiB on two cores: 264 to 347 MB/s with two, 214 to 376 with four).
 SYNC_STREAMS = 2
+# Microseconds that either end looks for the next message before it sleeps, while one write is in flight: a round trip
+# and the peer's write take 15 to 30, a client's next write comes 15 to 60 after the last one's answer.
+SPIN_US_MAX = 100
 # Unanswered writes under protocol A (the bounded send queue of invariant ack-c).
 IN_FLIGHT_COUNT_MAX = 1024
 IN_FLIGHT_BYTES_MAX = 32 * MIB

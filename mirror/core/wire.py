@@ -229,6 +229,8 @@ class Flag:
     RESYNC = 16
     # Send RECEIVED when it is in memory (protocol B).
     ACK_RECEIVED = 32
+    # The only request in flight: look for the next one for `number` microseconds after the answer, before sleeping.
+    SPIN = 64
 
 
 class Header(NamedTuple):

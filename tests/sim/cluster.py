@@ -23,7 +23,7 @@ from mirror.store import create_replica_files
 from nbd_server.config import Address, Config
 from nbd_server.volume import StartOptions, Volume
 from tests.sim.disk import Disk, File, OsModule
-from tests.sim.network import Links, SelectModule, SocketModule
+from tests.sim.network import Links, SelectModule, SocketModule, TimeModule
 from tests.sim.plan import NAMES, Plan
 from tests.sim.scheduler import Process, Runtime, Scheduler
 
@@ -61,6 +61,7 @@ class World:
         """Put the simulated parts where the product looks for the real ones."""
         mirror.link.socket = SocketModule(self.links)  # type: ignore[assignment]
         mirror.link.select = SelectModule(self.links)  # type: ignore[assignment]
+        mirror.link.time = TimeModule(self.links)  # type: ignore[assignment]
         for name, module in list(sys.modules.items()):
             if (name + ".").startswith("mirror.store.") and hasattr(module, "os"):
                 module.os = self.os  # type: ignore[attr-defined]
@@ -132,6 +133,8 @@ class Machine:
             peer_timeout_s=1.0,
             wait_for_peer_s=0.5,
             disk_timeout_s=3.0,
+            # Not what it measures of itself: that is real time.
+            spin=100 if plan.seed % 2 else "off",
             activity_log_extents=plan.log_slots,
             split_brain_no_primary=Policy(plan.policies[0]),
             split_brain_one_primary=Policy(plan.policies[1]),

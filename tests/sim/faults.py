@@ -229,6 +229,11 @@ FAULTS = (
         events=("power", "cut"),
     ),
     _fault(
+        "a source not stable before its target is Inconsistent",
+        ("mirror.handshake:make_source_stable", "replica.flush()", "pass"),
+        events=("kill-nbdkit", "power", "stall-disk"),
+    ),
+    _fault(
         "a crashed primary forgets its log",
         ("mirror.opening:_mark", "dirty.mark_extent(extent)", "pass"),
         events=("power", "kill"),

@@ -18,6 +18,7 @@ EPOLLIN = 1
 # Whoever reads a message sees at once that one before it is missing.
 GAP_SEEN_S = 0.2
 # Unread bytes a connection holds before its sender must wait.
+LOOK_S = 1e-5
 # What is kept to come back astray: messages with data.
 STRAY_BYTES_MIN = 500
 WINDOW_BYTES = 256 * 1024
@@ -231,9 +232,11 @@ class Socket:
         connection.transmit(self.side, segment)
         return len(segment)
 
-    def recv_into(self, view: memoryview) -> int:
+    def recv_into(self, view: memoryview, _size: int = 0, flags: int = 0) -> int:
         scheduler = self.links.scheduler
         scheduler.point()
+        if flags:
+            self._look()
         deadline_s = None if self.timeout_s is None else scheduler.now_s + self.timeout_s
         while not self._inbox:
             if self.closed:
@@ -263,6 +266,13 @@ class Socket:
             for task in writer.writers:
                 scheduler.wake(task)
         return count
+
+    def _look(self) -> None:
+        """For nothing it takes as much time as some real ones do, or a spin would be most of a life's steps."""
+        if not self.readable:
+            self.links.scheduler.elapse(LOOK_S)
+        if not self.readable:
+            raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
 
     def shutdown(self, how: int) -> None:
         if self.connection is None and not self.address:
@@ -340,7 +350,7 @@ class Epoll:
             raise FileNotFoundError(errno.ENOENT, "not registered")
         socket.watchers.remove(self)
 
-    def poll(self) -> list[tuple[int, int]]:
+    def poll(self, timeout: float | None = None) -> list[tuple[int, int]]:
         scheduler = self.links.scheduler
         scheduler.point()
         while True:
@@ -349,6 +359,8 @@ class Epoll:
                 if len(ready) > 1:
                     scheduler.random.shuffle(ready)
                 return ready
+            if timeout == 0:
+                return []
             scheduler.wait(self.waiting, None, "any message")
 
     def close(self) -> None:
@@ -360,6 +372,7 @@ class SocketModule:
     """In place of `socket` in mirror.link."""
 
     AF_INET, AF_INET6, SOCK_STREAM = real_socket.AF_INET, real_socket.AF_INET6, real_socket.SOCK_STREAM
+    MSG_DONTWAIT = real_socket.MSG_DONTWAIT
     SOL_SOCKET, SO_REUSEADDR, SO_SNDBUF, SO_RCVBUF = 1, 2, 7, 8
     IPPROTO_TCP, TCP_NODELAY, SHUT_RDWR = 6, 1, 2
 
@@ -404,6 +417,16 @@ class SocketModule:
         listener.backlog.append(theirs)
         listener._wake()  # the kernel does it
         return mine
+
+
+class TimeModule:
+    """In place of `time` in mirror.link."""
+
+    def __init__(self, links: Links) -> None:
+        self._scheduler = links.scheduler
+
+    def perf_counter_ns(self) -> int:
+        return int(self._scheduler.now_s * 1e9)
 
 
 class SelectModule:

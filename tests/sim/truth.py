@@ -297,18 +297,13 @@ class Truth:
                     "split-brain-found",
                     f"{held.name} is about to be overwritten by {other.name}, and it alone holds acknowledged changes",
                 )
-            if (
-                other.forgot
-                and not held.forgot
-                and _same(held.has, other.has)
-                and held.reign is other.reign is not None
-            ):
-                sound = before.disk is DiskState.UP_TO_DATE and not held.discard_allowed
-                if sound and not other.machine.is_primary and _known_equal(held, other) and self._in_touch(held):
-                    self.world.violate(
-                        "memory-counts",
-                        f"{held.name} kept its memory, and is about to be overwritten by {other.name}, which did not",
-                    )
+            equal = _same(held.has, other.has) and held.reign is other.reign is not None
+            sound = before.disk is DiskState.UP_TO_DATE and not (held.discard_allowed or held.forgot)
+            if equal and sound and _known_equal(held, other) and self._may_forget(other):
+                self.world.violate(
+                    "memory-counts",
+                    f"{held.name} gives up what a power cut of {other.name} would lose",
+                )
         volume = held.machine.volume
         if before.disk is DiskState.INCONSISTENT and now.disk is DiskState.UP_TO_DATE:
             self._take(held, other)
@@ -348,11 +343,16 @@ class Truth:
                 newest = max((one, other), key=lambda held: held.reign.number if held.reign else 0)
                 one.reign = other.reign = newest.reign
 
-    def _in_touch(self, held: Held) -> bool:
-        """Whether its process talks to the other one's of now, not to one that died in the middle of a handshake."""
-        processes = [held.machine.process, self.other(held).machine.process]
-        live = self.world.links.live()
-        return any(all(end.process in processes and not end.ended for end in one.ends) for one in live)
+    def _may_forget(self, held: Held) -> bool:
+        """Whether its disk lacks something that was acknowledged in its reign, or would after a power cut."""
+        assert held.reign is not None
+        tags = {
+            sector: tag
+            for page in range(self.world.size_bytes // PAGE_BYTES)
+            if page not in self.flipped
+            for sector, tag in enumerate(tags_of(held.machine.data.durable_page(page)), page * SECTORS_PER_PAGE)
+        }
+        return bool(self.history.check_contents(held.reign, tags, held.name, time=self.now()))
 
     def connected(self, held: Held) -> bool:
         """Whether its session lives, on both sides."""

@@ -10,6 +10,7 @@ from mirror.core import layout
 from mirror.core.generation import DAY0, Kind
 from mirror.core.layout import Superblock
 from mirror.core.limits import EXTENT_BYTES, LOG_SLOTS_MIN
+from mirror.core.spin import Spin
 from mirror.core.states import DiskState, Role
 from mirror.opening import open_replica
 from mirror.primary import Gate, Primary
@@ -59,7 +60,7 @@ def _open(directory: Path, tracked: bool = True) -> Primary:
         tracked=tracked,
         memory_kept=False,
     )
-    primary = Primary(replica, "C", Trace())
+    primary = Primary(replica, "C", Trace(), Spin("off"))
     replica.role = Role.PRIMARY
     replica.update(primary=True)
     primary.set_gate(Gate.OPEN)
