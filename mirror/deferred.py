@@ -165,8 +165,9 @@ class Deferred:
                 header, _ = stream.receive()
                 if header.type not in (MessageType.RECEIVED, MessageType.ANSWER):
                     raise ProtocolError(f"a {header.type.name} message where an answer was due")
-                if header.type is MessageType.RECEIVED and spin_us:
-                    stream.spin(APPLIED_US)
+                if header.type is MessageType.RECEIVED:
+                    # Mostly the rest has come before this thread was awake.
+                    stream.spin(APPLIED_US if spin_us else 0)
                 if error is not None or header.type is MessageType.ANSWER or stream.buffered:
                     # Applied already (its answer is here, where no poller sees it), or our own error is to be settled.
                     if header.type is MessageType.RECEIVED:

@@ -8,7 +8,7 @@ start or a promotion nothing is known to be flushed.
 from typing import TYPE_CHECKING
 
 from mirror.core.errors import DeviceError, LinkLost, MirrorError, PeerError, ProtocolError
-from mirror.core.wire import MessageType
+from mirror.core.wire import Flag, MessageType
 
 if TYPE_CHECKING:
     from mirror.link import Stream
@@ -76,9 +76,10 @@ class FlushRounds:
             replica.flushing.merge(replica.unstable)
             replica.unstable.clear_all()
         primary.wait_applied()
-        stream = self._ask_peer(session)
+        spin_us = primary.spin_us()
+        stream = self._ask_peer(session, spin_us)
         error = self._flush_here()
-        peer_ok = session is not None and self._await_peer(session, stream)
+        peer_ok = session is not None and self._await_peer(session, stream, spin_us)
         if error is not None:
             # Known to the peer first, which then is the only good copy.
             if not primary.disk_failed(error) or not peer_ok:
@@ -90,12 +91,12 @@ class FlushRounds:
                 replica.flushing.clear_all()
                 replica.log.stable_through(number)
 
-    def _ask_peer(self, session: "Session | None") -> "Stream | None":
+    def _ask_peer(self, session: "Session | None", spin_us: int) -> "Stream | None":
         if session is None:
             return None
         try:
             stream = session.borrow()
-            stream.send(MessageType.FLUSH)
+            stream.send(MessageType.FLUSH, Flag.SPIN if spin_us else 0, number=spin_us)
         except LinkLost as lost:
             session.end(lost.message)
             return None
@@ -109,11 +110,13 @@ class FlushRounds:
                 return error
         return None
 
-    def _await_peer(self, session: "Session", stream: "Stream | None") -> bool:
+    def _await_peer(self, session: "Session", stream: "Stream | None", spin_us: int) -> bool:
         """Whether the peer's disk is flushed; if not, the session has ended and its blocks are dirty."""
         try:
             if stream is None:
                 raise LinkLost(session.reason)
+            if spin_us:
+                stream.spin(spin_us)
             header, _ = stream.receive_answer()
             if header.code == 0:
                 session.give_back(stream)

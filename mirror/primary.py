@@ -145,7 +145,7 @@ class Primary:
             change = self._on_suspects(change)
         unlock = True
         alone = self._active == 1
-        spin_us = self.spin.wanted_us if alone else 0
+        spin_us = self.spin_us()
         started_ns = self.trace.start()
         try:
             if session is None:
@@ -160,6 +160,10 @@ class Primary:
             if unlock:
                 self.unlock(ticket, first, last)
             self._leave()
+
+    def spin_us(self) -> int:
+        """How long to look for the peer's answer instead of sleeping: only for one that is alone on the way."""
+        return self.spin.wanted_us if self._active == 1 else 0
 
     def _on_suspects(self, change: Change) -> Change:
         """No answered write of a suspect block may rest on a resync (mirror.core.selection)."""

@@ -30,6 +30,8 @@ log = logging.getLogger(__name__)
 
 # Flushes, FUA writes and reads that wait for the disk at one time.
 WORKERS = 4
+# Beside a flush that takes less nobody else waits for long.
+QUICK_FLUSH_S = 0.001
 
 
 class Receiver:
@@ -48,6 +50,8 @@ class Receiver:
         # Where the next request is likely to come, and how long to look for it without sleeping.
         self._likely: Stream | None = None
         self._spin_us = 0
+        # What flushes take of late.
+        self._flush_s = QUICK_FLUSH_S
         self._threads: list[Thread] = [
             replica.runtime.spawn(f"{name}-{i}", self._work) for i in range(min(WORKERS, len(streams)))
         ]
@@ -83,7 +87,7 @@ class Receiver:
             self._check(header, payload)
             if header.flags & Flag.ACK_RECEIVED:
                 stream.send(MessageType.RECEIVED)
-            if _waits_for_disk(header, alone):
+            if self._waits_for_disk(header, alone):
                 with self._lock:
                     self._busy.add(stream)
                     # A copy: another message on this stream would end the session, and overwrite the payload first.
@@ -98,6 +102,14 @@ class Receiver:
                 self._spin_us = min(header.number, SPIN_US_MAX)
             if not stream.buffered:
                 return
+
+    def _waits_for_disk(self, header: Header, alone: bool) -> bool:
+        """Whether a worker takes it, so that nothing waits behind it; waking one costs more than a quick disk takes."""
+        if header.type is MessageType.FLUSH:
+            return not (header.flags & Flag.SPIN and alone and self._flush_s < QUICK_FLUSH_S)
+        if header.type is MessageType.READ:
+            return True
+        return bool(header.flags & Flag.FUA) and not alone
 
     def _work(self) -> None:
         while True:
@@ -127,12 +139,15 @@ class Receiver:
             raise LinkLost(self._session.reason)
         answer: bytes | memoryview = b""
         code = 0
+        began_s = self._replica.runtime.now_s() if header.type is MessageType.FLUSH else 0.0
         try:
             answer = APPLY[header.type](self._replica, header, payload)
         except DeviceError as error:
             code = error.errno
             if header.type in (MessageType.WRITE, MessageType.ZERO, MessageType.TRIM, MessageType.FLUSH):
                 self._disk_error(error)
+        if began_s:
+            self._flush_s += (self._replica.runtime.now_s() - began_s - self._flush_s) / 4
         self._busy.discard(stream)
         stream.send(MessageType.ANSWER, payload=answer, code=code)
 
@@ -148,12 +163,6 @@ class Receiver:
                 self._replica.update(disk=DiskState.OUTDATED)
             except DeviceError as second:
                 self._replica.fail(second)
-
-
-def _waits_for_disk(header: Header, alone: bool) -> bool:
-    if header.type in (MessageType.FLUSH, MessageType.READ):
-        return True
-    return bool(header.flags & Flag.FUA) and not alone
 
 
 def _write(replica: Replica, header: Header, payload: memoryview) -> bytes:
