@@ -167,7 +167,7 @@ def foreground(
             processes.pause(scale.foreground_s)
         return client.stop()
     finally:
-        client.kill()
+        client.end()
 
 
 def scattered(work: str, directory: Path, scale: Scale, record: Record, say: Say) -> None:

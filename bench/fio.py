@@ -6,6 +6,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+from bench import processes
 from bench.figures import Round
 from bench.processes import BenchError
 
@@ -14,9 +15,9 @@ STOP_LIMIT_S = 30.0
 
 def words(uri: str, options: tuple[str, ...]) -> list[str]:
     # Without the pair of percentiles half of a request's time is missed: the nbd engine counts submission apart from
-    # completion.
+    # completion. Without --thread the job is a process that outlives a killed fio.
     return [
-        *("fio", "--name=job", "--ioengine=nbd", f"--uri={uri}", "--output-format=json"),
+        *("fio", "--name=job", "--thread", "--ioengine=nbd", f"--uri={uri}", "--output-format=json"),
         *("--lat_percentiles=1", "--clat_percentiles=0", "--norandommap", "--refill_buffers", *options),
     ]
 
@@ -63,32 +64,24 @@ class Foreground:
     """A client that writes at depth 1 until `stop`, which returns all writes: (when answered in s, latency in us)."""
 
     def __init__(self, uri: str, directory: Path, offset_bytes: int, size_bytes: int) -> None:
-        self.log = directory / "foreground"
-        self.log.with_name("foreground_lat.1.log").unlink(missing_ok=True)
+        self.latencies, self.said = directory / "foreground_lat.1.log", directory / "fio.log"
+        self.latencies.unlink(missing_ok=True)
         where = (f"--offset={offset_bytes}", f"--size={size_bytes}")
         job = ("--rw=randwrite", "--bs=4k", "--iodepth=1", "--time_based", "--runtime=600")
-        kept = (f"--write_lat_log={self.log}", "--log_unix_epoch=1", "--disable_clat=1", "--disable_slat=1")
-        self.process = subprocess.Popen(
-            words(uri, (*where, *job, *kept)),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            start_new_session=True,
-        )
+        log = f"--write_lat_log={directory / 'foreground'}"
+        kept = (log, "--log_unix_epoch=1", "--disable_clat=1", "--disable_slat=1")
+        self.process = processes.start(words(uri, (*where, *job, *kept)), self.said)
 
     def stop(self) -> list[tuple[float, float]]:
         if self.process.poll() is not None:
-            said = self.process.communicate()[1].decode(errors="replace")
-            raise BenchError(f"fio ended before it was to: exit {self.process.returncode}: {said[-1000:]}")
-        self.process.send_signal(signal.SIGINT)
-        self.process.communicate(timeout=STOP_LIMIT_S)
+            raise BenchError(f"fio ended before it was to: {self.said.read_text()[-1000:]}")
+        self.process.send_signal(signal.SIGINT)  # it writes its log and ends
+        self.process.wait(STOP_LIMIT_S)
         writes = []
-        for line in self.log.with_name("foreground_lat.1.log").read_text().splitlines():
+        for line in self.latencies.read_text().splitlines():
             when_ms, latency_ns = line.split(",")[:2]
             writes.append((int(when_ms) / 1000, int(latency_ns) / 1000))
         return writes
 
-    def kill(self) -> None:
-        if self.process.poll() is None:
-            self.process.kill()
-        self.process.communicate()
+    def end(self) -> None:
+        processes.end(self.process)
