@@ -2,7 +2,7 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-test run test test-long sim soak bench bench-quick report lint format pictures clean
+.PHONY: help setup setup-test run test test-long sim soak bench bench-quick bench-drbd report lint format pictures clean
 
 bin := .venv/bin
 
@@ -35,6 +35,9 @@ bench: setup-test ## measure beside nbdkit's own file plugin and qemu's quorum, 
 
 bench-quick: setup-test ## the same in 2 minutes, to see that it works; its figures say little
 	@$(bin)/python -m bench --quick $(ARGS)
+
+bench-drbd: setup-test ## beside DRBD, both in User-Mode Linux guests
+	@$(bin)/python -m bench --drbd $(ARGS)
 
 report: setup-test ## write docs/performance.md and its pictures anew, from what `make bench` found
 	@$(bin)/python -m bench --report

@@ -25,10 +25,13 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from bench import fio, machine, pictures, report
 from bench.figures import Record, Round
 from bench.processes import BenchError, Unavailable
-from bench.rows import ROWS, Row, matching, needed
+from bench.rows import DRBD_ROWS, ROWS, Row, matching, needed
 from bench.scale import FULL, QUICK, Scale
 from bench.servers import Target
 from bench.works import EXPERIMENTS, TARGETS, WORKS
+
+# Below it somebody else is at work, and even ratios move (docs/performance.md says how).
+IDLE_PERCENT_LEAST = 90
 
 console = Console(width=None if sys.stdout.isatty() else 140)
 
@@ -43,7 +46,7 @@ class Run:
         self.experiments = [name for name in EXPERIMENTS if name in wanted]
         self.targets = [name for name in TARGETS if any(name in targets for targets in self.works.values())]
         self.record = Record(machine.facts(directory), dataclasses.asdict(scale))
-        steps = len(self.targets) + sum(EXPERIMENTS[name].steps for name in self.experiments)
+        steps = len(self.targets) + sum(EXPERIMENTS[name].steps(scale) for name in self.experiments)
         steps += scale.rounds * sum(len(targets) for targets in self.works.values())
         self.progress, self.task = progress, progress.add_task("", total=steps)
         self.steps_begun = 0
@@ -118,7 +121,7 @@ def draw(record: Record, path: Path) -> None:
 def write_report() -> None:
     """docs/performance.md and the pictures, from what the last full run wrote."""
     record = report.load()
-    report.PAGE.write_text(report.page(report.PAGE.read_text(), record))
+    report.PAGE.write_text(report.page(report.PAGE.read_text(), record, report.load(report.BESIDE_DRBD)))
     draw(record, report.LATEST)
 
 
@@ -149,13 +152,16 @@ def stopped(*_: Any) -> NoReturn:
 @click.option("--rounds", type=click.IntRange(1), help="Rounds to take the median of.")
 @click.option("--seconds", type=click.FloatRange(0.1), help="Length of one measurement.")
 @click.option("--directory", type=click.Path(path_type=Path, exists=True), default="/var/tmp", show_default=True)
+@click.option("--drbd", is_flag=True, help="Instead of the table: beside DRBD, in User-Mode Linux guests.")
 @click.option("--report", "only_report", is_flag=True, help="Measure nothing: write docs/performance.md anew.")
-def main(quick: bool, row: str, rounds: int | None, seconds: float | None, directory: Path, only_report: bool) -> None:
+def main(
+    quick: bool, row: str, rounds: int | None, seconds: float | None, directory: Path, drbd: bool, only_report: bool
+) -> None:
     """Measure nbdmirror beside nbdkit's file plugin and qemu's quorum."""
     if only_report:
         write_report()
         return
-    rows = matching(row)
+    rows = matching(row, DRBD_ROWS if drbd else ROWS)
     if not rows:
         raise click.UsageError(f"No row has '{row}' in it. They are:\n" + "\n".join(one.name for one in ROWS))
     scale = QUICK if quick else FULL
@@ -171,12 +177,17 @@ def main(quick: bool, row: str, rounds: int | None, seconds: float | None, direc
     record.settings["minutes"] = round((time.monotonic() - begin_s) / 60, 1)
     console.print(report.terminal_table(record, rows))
     console.print(report.summary(record, rows), highlight=False)
+    idle_percent = record.machine["idle_before_percent"]
+    if idle_percent < IDLE_PERCENT_LEAST:
+        console.print(
+            f"[yellow]This machine was {idle_percent} % idle before: its figures say little.", highlight=False
+        )
     for name, reason in record.absent.items():
         console.print(f"not available: {name}: {reason}", highlight=False)
-    if row:
-        return  # a part of a table is nothing to keep
+    if row or not record.rounds:
+        return  # a part of a table is nothing to keep, nor is one where all is missing
     if scale == FULL:
-        save(record, report.LATEST)
+        save(record, report.BESIDE_DRBD if drbd else report.LATEST)
         console.print("`make report` puts it into docs/performance.md")
     else:
         save(record, report.RESULTS / ("quick.json" if quick else "other.json"))

@@ -29,7 +29,8 @@ class Experiment:
     """`run` puts what it found into the record, under `work`."""
 
     run: Callable[[str, Path, Scale, Record, Say], None]
-    steps: int
+    # How often it says what it does.
+    steps: Callable[[Scale], int]
 
 
 @contextlib.contextmanager

@@ -37,8 +37,11 @@ def run(uri: str, options: tuple[str, ...], timeout_s: float) -> dict[str, Any]:
 
 def measure(uri: str, options: tuple[str, ...], limit_s: float) -> Round:
     """Latency of a whole request, submission and completion."""
-    found = run(uri, options, limit_s + 60)
-    part = found["read" if "--rw=randread" in options else "write"]
+    return figures_of(run(uri, options, limit_s + 60)["read" if "--rw=randread" in options else "write"])
+
+
+def figures_of(part: dict[str, Any]) -> Round:
+    """Of fio's own, for reads or for writes."""
     latency = part["lat_ns"]
     percentiles = {float(percent): value / 1000 for percent, value in latency["percentile"].items()}
     return Round(

@@ -45,7 +45,7 @@ def facts(directory: Path) -> Facts:
         "processor": processor(),
         "cores": os.cpu_count() or 0,
         "memory_mib": os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") >> 20,
-        "idle_before": f"{idle_percent():.0f} %",
+        "idle_before_percent": round(idle_percent()),
         "kernel": platform.release(),
         "system": platform.freedesktop_os_release().get("PRETTY_NAME", ""),
         "python": platform.python_version(),

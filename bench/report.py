@@ -3,16 +3,18 @@
 import json
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from rich.table import Table
 
 from bench import pictures
 from bench.figures import Record, Value
-from bench.rows import NOT_AVAILABLE, ROWS, Judged, Row, judge
+from bench.rows import DRBD_ROWS, NOT_AVAILABLE, ROWS, Judged, Row, judge
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "bench" / "results"
 LATEST = RESULTS / "latest.json"
+BESIDE_DRBD = RESULTS / "drbd.json"
 PAGE = ROOT / "docs" / "performance.md"
 BEGIN = "<!-- from here on written by `make report` -->"
 END = "<!-- until here written by `make report` -->"
@@ -44,6 +46,16 @@ def amount(value: float, key: str) -> str:
     return f"{value / size:{form}} {unit}"
 
 
+def fact(item: tuple[str, Any]) -> str:
+    """A key with its unit at the end, and its value, in words."""
+    key, value = item
+    if key.endswith("_bytes"):
+        key, value = key.removesuffix("_bytes"), f"{value >> 20} MiB"
+    elif key.endswith("_percent"):
+        key, value = key.removesuffix("_percent"), f"{value} %"
+    return f"{key.replace('_', ' ')}: {value}"
+
+
 def ratio(value: float) -> str:
     return f"{value:.2f}"
 
@@ -71,6 +83,8 @@ def _range(value: Value, row: Row) -> str:
 
 def summary(record: Record, rows: Iterable[Row] = ROWS) -> str:
     judged = [one for one in judge(record, rows) if one.row.goal is not None]
+    if not judged:
+        return "None of these has a goal."
     passed, absent = (sum(one.verdict == word for one in judged) for word in ("pass", NOT_AVAILABLE))
     return f"Of {len(judged)} goals {passed} are reached; {absent} could not be measured."
 
@@ -95,31 +109,31 @@ def terminal_table(record: Record, rows: Iterable[Row]) -> Table:
     return table
 
 
-def markdown(record: Record) -> str:
-    """The machine, what could not be measured, the table, the pictures."""
+def markdown(record: Record, rows: Iterable[Row], command: str) -> str:
+    """The machine, what could not be measured, the table."""
+    if not record.machine:
+        return f"No full run of `{command}` is in the repository yet."
+    absent = [f"Not available: {name}: {reason}." for name, reason in record.absent.items()]
     lines = []
     section = ""
-    for one in judge(record):
+    for one in judge(record, rows):
         if one.row.section != section:
             section = one.row.section
             lines += ["", f"**{section}**", "", f"| {' | '.join(HEADINGS)} |", "| --- " * len(HEADINGS) + "|"]
         lines.append(f"| {' | '.join(cells(one, record))} |")
-    drawn = [f"![{name}](../bench/results/{picture_path(name).name})" for name in pictures.all_of(record)]
-    return "\n\n".join(["\n".join([*_origin(record), *lines]), *drawn])
+    machine, settings = (f"{'; '.join(map(fact, one.items()))}." for one in (record.machine, record.settings))
+    origin = [f"Machine: {machine}", f"Sizes: {settings}", *absent, summary(record, rows)]
+    return "\n\n".join([*origin, "\n".join(lines).strip()])
 
 
-def _origin(record: Record) -> list[str]:
-    if not record.machine:
-        return ["No full run of `make bench` is in the repository yet: nothing is available."]
-    facts = [f"{key.replace('_', ' ')}: {value}" for key, value in record.machine.items()]
-    settings = [f"{key.replace('_', ' ')}: {value}" for key, value in record.settings.items()]
-    absent = [f"Not available: {name}: {reason}." for name, reason in record.absent.items()]
-    parts = [f"Machine: {'; '.join(facts)}.", f"Sizes: {'; '.join(settings)}.", *absent, summary(record)]
-    return "\n\n".join(parts).split("\n")
-
-
-def page(text: str, record: Record) -> str:
-    """docs/performance.md with its table made anew."""
+def page(text: str, record: Record, beside_drbd: Record) -> str:
+    """docs/performance.md with what was measured made anew."""
     head, _, rest = text.partition(BEGIN)
     _, _, tail = rest.partition(END)
-    return f"{head}{BEGIN}\n{markdown(record)}\n{END}{tail}"
+    parts = [
+        markdown(record, ROWS, "make bench"),
+        *(f"![{name}](../bench/results/{picture_path(name).name})" for name in pictures.all_of(record)),
+        "### In guests, with DRBD",
+        markdown(beside_drbd, DRBD_ROWS, "make bench-drbd"),
+    ]
+    return "\n\n".join([f"{head}{BEGIN}", *parts, f"{END}{tail}"])

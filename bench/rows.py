@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from bench import works
+from bench import drbd, works
 from bench.figures import Figure, Record, Value
 from bench.works import ALONE, APART, FILE, MIRRORED_A, MIRRORED_B, MIRRORED_C, NO_SPIN, QUORUM, SMALL_LOG, UNTOUCHED
 
@@ -213,6 +213,15 @@ ROWS = (
         (works.LARGE, APART),
         (works.LARGE, FILE),
     ),
+)
+
+OWN_DISK = "In a guest, × each one's own unmirrored disk"
+
+# Of `make bench-drbd`, a run of its own: there to compare with, so without goals.
+DRBD_ROWS = tuple(
+    row(OWN_DISK, f"{target}, {what}", None, key, (works.GUESTS, target), (works.GUESTS, other))
+    for what, key in (("depth 1, p50", "p50_us"), ("depth 1, p99", "p99_us"), ("depth 16, IOPS", drbd.DEEP))
+    for target, other in ((drbd.DRBD, drbd.GUEST_DISK), (drbd.GUEST_MIRROR, drbd.GUEST_FILE))
 )
 
 

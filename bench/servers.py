@@ -13,6 +13,7 @@ import shutil
 import socket
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -78,6 +79,8 @@ class Target:
     filled_bytes: int
     uri: str = ""
     processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
+    # The words before a server's command that make it run elsewhere, by replica.
+    prefixes: list[list[str | Path]] = field(default_factory=lambda: [[], []])
 
     def start(self) -> None:
         raise NotImplementedError
@@ -111,16 +114,20 @@ class Target:
 
 
 class NbdkitFile(Target):
-    """The measure of all: nbdkit's own file plugin, in C."""
+    """The measure of all: nbdkit's own file plugin, in C. `listen`: where, instead of a unix socket."""
+
+    listen: Sequence[str | Path] = ()
 
     def start(self) -> None:
         self.serve(self.data_file("data"))
 
     def serve(self, path: Path, *options: str) -> None:
-        listen = self.directory / "nbd.sock"
-        self.run("nbdkit", [find_nbdkit(), "-f", *options, "-U", listen, "file", path])
-        self.uri = f"nbd+unix:///?socket={listen}"
-        wait_for(lambda: self.alive() and accepts(listen), f"{self.name} to listen")
+        socket_path, ready = self.directory / "nbd.sock", self.directory / "pid"
+        listen = self.listen or ["-U", socket_path]
+        self.run("nbdkit", [*self.prefixes[0], find_nbdkit(), "-f", "-P", ready, *options, *listen, "file", path])
+        self.uri = f"nbd+unix:///?socket={socket_path}"
+        # nbdkit writes its process id when it accepts connections.
+        wait_for(lambda: self.alive() and ready.exists(), f"{self.name} to listen")
 
 
 class QemuQuorum(Target):
@@ -187,6 +194,8 @@ class NbdMirror(Target):
         self.protocol, self.settings, self.wants_apart = protocol, settings, apart
         self.replicas = [directory / "a", directory / "b"] if protocol else [directory / "a"]
         self.apart: Apart | None = None
+        # Of `serve`, by replica.
+        self.options: list[list[str | Path]] = [["--primary"] if protocol else [], []]
 
     def start(self) -> None:
         hosts = ("127.0.0.1", "127.0.0.1")
@@ -194,6 +203,8 @@ class NbdMirror(Target):
         if self.wants_apart:
             self.apart = Apart()
             hosts, ports = self.apart.addresses, [PORT, PORT]
+            self.prefixes = [self.apart.enter(number) for number in (0, 1)]
+            self.options = [[*options, "--insecure"] for options in self.options]
         listens = [f"tcp://{host}:{port}" for host, port in zip(hosts, ports, strict=True)]
         for number, replica in enumerate(self.replicas):
             words: list[str | Path] = [NBDMIRROR, "create", replica, "--name", "bench", "--size", str(self.size_bytes)]
@@ -210,10 +221,7 @@ class NbdMirror(Target):
 
     def serve(self, replica: Path) -> None:
         number = self.replicas.index(replica)
-        words: list[str | Path] = [*(self.apart.enter(number) if self.apart else []), NBDMIRROR, "serve", replica]
-        words += ["--primary"] if self.protocol and number == 0 else []
-        words += ["--insecure"] if self.apart else []
-        self.run(replica.name, words)
+        self.run(replica.name, [*self.prefixes[number], NBDMIRROR, "serve", replica, *self.options[number]])
         try:
             wait_for(lambda: self.alive() and (ask(replica) or {}).get("role"), f"{replica} to serve")
         except BenchError:

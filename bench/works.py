@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench import cycles, experiments, fio
+from bench import cycles, drbd, experiments, fio
 from bench.experiments import Experiment
 from bench.figures import Round
 from bench.processes import busy_loops
@@ -136,10 +136,12 @@ WORKS: dict[str, Work] = {
 RESYNC = "resync"
 SCATTERED = "resync of 1 % at random"
 MEMORY = "memory"
+GUESTS = "4 KiB random writes in a guest"
 NBDCOPY = "nbdcopy"
 
 EXPERIMENTS: dict[str, Experiment] = {
-    RESYNC: Experiment(experiments.resync, steps=7),
-    SCATTERED: Experiment(experiments.scattered, steps=2),
-    MEMORY: Experiment(experiments.memory, steps=2),
+    RESYNC: Experiment(experiments.resync, steps=lambda _: 7),
+    SCATTERED: Experiment(experiments.scattered, steps=lambda _: 2),
+    MEMORY: Experiment(experiments.memory, steps=lambda _: 2),
+    GUESTS: Experiment(drbd.measure, steps=drbd.steps),
 }

@@ -8,7 +8,7 @@ import pytest
 
 from bench import pictures, report
 from bench.figures import Figure, Record, Round, p99_by_time, percentile, ratios
-from bench.rows import NOT_AVAILABLE, ROWS, Goal, Row, at_least, at_most, judge, matching, needed
+from bench.rows import DRBD_ROWS, NOT_AVAILABLE, ROWS, Goal, Row, at_least, at_most, judge, matching, needed
 from bench.works import EXPERIMENTS, FILE, MIRRORED_C, TARGETS, WORKS, WRITE
 
 OURS, MEASURE = Figure(WRITE, MIRRORED_C, "p50_us"), Figure(WRITE, FILE, "p50_us")
@@ -99,7 +99,7 @@ def test_verdicts(ours: list[float], goal: Goal | None, verdict: str) -> None:
     assert judged.verdict == verdict
 
 
-@pytest.mark.parametrize("row", ROWS, ids=lambda row: f"{row.section}: {row.name}")
+@pytest.mark.parametrize("row", [*ROWS, *DRBD_ROWS], ids=lambda row: f"{row.section}: {row.name}")
 def test_every_row_names_what_can_be_measured_and_shown(row: Row) -> None:
     for figure in (row.figure, row.beside):
         if figure is not None:
@@ -108,12 +108,12 @@ def test_every_row_names_what_can_be_measured_and_shown(row: Row) -> None:
 
 
 def test_rows_are_told_apart() -> None:
-    names = [(row.section, row.name) for row in ROWS]
+    names = [(row.section, row.name) for row in (*ROWS, *DRBD_ROWS)]
     assert len(set(names)) == len(names)
 
 
 def test_every_work_and_target_is_in_a_row() -> None:
-    wanted = needed(ROWS)
+    wanted = needed([*ROWS, *DRBD_ROWS])
     assert set(wanted) == {*WORKS, *EXPERIMENTS}
     assert {target for work, targets in wanted.items() if work in WORKS for target in targets} == set(TARGETS)
 
@@ -143,6 +143,18 @@ def test_amounts(value: float, key: str, expected: str) -> None:
     assert report.amount(value, key) == expected
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "expected"),
+    [
+        ("volume_bytes", 256 << 20, "volume: 256 MiB"),
+        ("idle_before_percent", 97, "idle before: 97 %"),
+        ("cores", 2, "cores: 2"),
+    ],
+)
+def test_facts(key: str, value: object, expected: str) -> None:
+    assert report.fact((key, value)) == expected
+
+
 def test_a_row_as_text() -> None:
     made = record([10, 40, 20], [10, 10, 10])
     [judged] = judge(made, [Row("", "a row", OURS, MEASURE, at_most(1.2))])
@@ -151,12 +163,13 @@ def test_a_row_as_text() -> None:
 
 def test_a_page_is_made_anew_between_its_markers() -> None:
     text = f"before\n{report.BEGIN}\nformerly\n{report.END}\nafter\n"
-    made = report.page(text, record([10], [10]))
+    made = report.page(text, record([10], [10]), Record())
     assert made.startswith("before\n")
     assert made.endswith("\nafter\n")
     assert "formerly" not in made
     assert all(row.name in made for row in ROWS)
-    assert report.page(made, record([10], [10])) == made
+    assert "make bench-drbd" in made
+    assert report.page(made, record([10], [10]), Record()) == made
 
 
 def test_pictures_are_well_formed_and_name_their_curves() -> None:
@@ -175,7 +188,7 @@ def test_pictures_are_well_formed_and_name_their_curves() -> None:
 
 def test_the_page_says_what_the_last_full_run_found() -> None:
     text = report.PAGE.read_text()
-    assert report.page(text, report.load()) == text, "make report"
+    assert report.page(text, report.load(), report.load(report.BESIDE_DRBD)) == text, "make report"
 
 
 def test_the_pictures_are_of_the_last_full_run() -> None:
