@@ -83,8 +83,8 @@ def resynced(target: NbdMirror) -> Resync:
     return Resync(note, min(began_s, ended_s - note["seconds"]), ended_s, cores)
 
 
-def nbdcopy_bytes_per_s(directory: Path, source: Path, size_bytes: int) -> float:
-    """What the same data takes from one nbdkit to another one, into a new sparse file, flushed in the end."""
+def nbdcopy_bytes_per_s(directory: Path, source: Path) -> float:
+    """The same file, which has no holes, from one nbdkit to another one, into a new sparse file, flushed in the end."""
     with contextlib.ExitStack() as cleanup:
         servers = []
         for name in ("from", "to"):
@@ -98,7 +98,7 @@ def nbdcopy_bytes_per_s(directory: Path, source: Path, size_bytes: int) -> float
         processes.command(["nbdcopy", "--flush", *(server.uri for server in servers)], RESYNC_LIMIT_S)
         seconds = time.monotonic() - begin_s
         cleanup.callback((directory / "to" / "data").unlink)
-    return size_bytes / seconds
+    return source.stat().st_size / seconds
 
 
 def resync(work: str, directory: Path, scale: Scale, record: Record, say: Say) -> None:
@@ -117,7 +117,7 @@ def resync(work: str, directory: Path, scale: Scale, record: Record, say: Say) -
             say("resync: nbdcopy")
             place = directory / f"copy{number}"
             place.mkdir()
-            copied.append(nbdcopy_bytes_per_s(place, target.replicas[0] / "data", size_bytes))
+            copied.append(nbdcopy_bytes_per_s(place, target.replicas[0] / "data"))
             if number == 0:
                 say("resync: idle")
                 idle = resynced(target)
