@@ -2,7 +2,7 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-test run test test-long sim soak bench lint format pictures clean
+.PHONY: help setup setup-test run test test-long sim soak bench bench-quick bench-drbd report lint format pictures clean
 
 bin := .venv/bin
 
@@ -30,8 +30,17 @@ sim: setup-test ## one life of the simulated cluster as a timeline: make sim SEE
 soak: setup-test ## ever new lives of the simulated cluster, on all cores: make soak HOURS=8
 	@$(bin)/python -m tests.sim soak --hours $(or $(HOURS),1)
 
-bench: setup-test ## measure, beside nbdkit's own plugins
-	@$(bin)/python -m bench
+bench: setup-test ## measure beside nbdkit's own file plugin and qemu's quorum, under 15 minutes; ARGS="--row fsync" for a part
+	@$(bin)/python -m bench $(ARGS)
+
+bench-quick: setup-test ## the same in 2 minutes, to see that it works; its figures say little
+	@$(bin)/python -m bench --quick $(ARGS)
+
+bench-drbd: setup-test ## beside DRBD, both in User-Mode Linux guests
+	@$(bin)/python -m bench --drbd $(ARGS)
+
+report: setup-test ## write docs/performance.md and its pictures anew, from what `make bench` found
+	@$(bin)/python -m bench --report
 
 lint: setup-test ## style, format and types
 	@$(bin)/ruff check --quiet

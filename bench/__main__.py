@@ -1,194 +1,196 @@
-"""`python -m bench`: everybody's writes side by side, in one run.
+"""`python -m bench`: everybody's requests side by side, in one run.
 
 For each kind of work, rounds are interleaved over all targets and medians taken: what disturbs the machine disturbs
 all. Before each measurement everything dirty is written to the disk, or one target would pay for another's writes.
-The first target, nbdkit's own file plugin, is the measure; ratios are to it. Results go to bench/results/ as JSON.
+The measure of most is nbdkit's own file plugin. Results go to bench/results/ as JSON and pictures.
 """
 
-import functools
+import contextlib
+import dataclasses
 import json
 import os
 import shutil
-import statistics
+import signal
 import sys
 import tempfile
 import time
-from dataclasses import asdict
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import click
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Table
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
-from bench import fio, machine, resync
-from bench.servers import BenchError, NbdkitFile, NbdMirror, QemuQuorum, Target
+from bench import fio, machine, pictures, report
+from bench.figures import Record, Round
+from bench.processes import BenchError, Unavailable
+from bench.rows import DRBD_ROWS, ROWS, Row, matching, needed
+from bench.scale import FULL, QUICK, Scale
+from bench.servers import Target
+from bench.works import EXPERIMENTS, TARGETS, WORKS
 
-RESULTS = Path(__file__).parent / "results"
-MIB = 1 << 20
-MEASURE = "nbdkit file"
-GOAL_P50_RATIO = 3.5
-GOAL_RESYNC_MEGABYTES_PER_S = 300
-GOAL_MEMORY_BYTES = 80 * MIB
+# Below it somebody else is at work, and even ratios move (docs/performance.md says how).
+IDLE_PERCENT_LEAST = 90
 
-console = Console()
-Results = dict[str, dict[str, fio.Figures]]
-
-
-def make_targets(directory: Path, size_bytes: int, only: str) -> list[Target]:
-    wanted: list[tuple[str, Any]] = [
-        (MEASURE, NbdkitFile),
-        ("nbdmirror alone", NbdMirror),
-        ("mirrored, A", functools.partial(NbdMirror, protocol="A")),
-        ("mirrored, B", functools.partial(NbdMirror, protocol="B")),
-        ("mirrored, C", functools.partial(NbdMirror, protocol="C")),
-        ("qemu quorum", QemuQuorum),
-    ]
-    targets = []
-    for number, (name, make) in enumerate(wanted):
-        if name == MEASURE or only in name:
-            where = directory / str(number)
-            where.mkdir()
-            targets.append(make(name, where, size_bytes))
-    return targets
+console = Console(width=None if sys.stdout.isatty() else 140)
 
 
-def median(rounds: list[fio.Figures]) -> fio.Figures:
-    columns = [asdict(one) for one in rounds]
-    return fio.Figures(**{key: statistics.median(column[key] for column in columns) for key in columns[0]})
+class Run:
+    """One run of the rows that are wanted, in a directory of its own that goes away with it."""
 
+    def __init__(self, directory: Path, scale: Scale, rows: list[Row], progress: Progress) -> None:
+        self.directory, self.scale = directory, scale
+        wanted = needed(rows)
+        self.works = {name: targets for name, targets in wanted.items() if name in WORKS}
+        self.experiments = [name for name in EXPERIMENTS if name in wanted]
+        self.targets = [name for name in TARGETS if any(name in targets for targets in self.works.values())]
+        self.record = Record(machine.facts(directory), dataclasses.asdict(scale))
+        steps = len(self.targets) + sum(EXPERIMENTS[name].steps(scale) for name in self.experiments)
+        steps += scale.rounds * sum(len(targets) for targets in self.works.values())
+        self.progress, self.task = progress, progress.add_task("", total=steps)
+        self.steps_begun = 0
 
-def measure(targets: list[Target], rounds: int, seconds: float, size_bytes: int, progress: Progress) -> Results:
-    """Median figures by job and target. Each round begins with another target."""
-    task = progress.add_task("measuring", total=len(fio.JOBS) * rounds * len(targets))
-    results: Results = {}
-    for job in fio.JOBS:
-        found: dict[str, list[fio.Figures]] = {target.name: [] for target in targets}
-        for number in range(rounds):
+    def say(self, what: str) -> None:
+        """The next step begins, so all before it are done."""
+        self.progress.update(self.task, description=what, completed=self.steps_begun)
+        self.steps_begun += 1
+
+    def all(self) -> Record:
+        with self.standing() as targets:
+            for name, doers in self.works.items():
+                self.measure(name, [targets[doer] for doer in TARGETS if doer in doers and doer in targets])
+        for number, name in enumerate(self.experiments):
+            directory = self.directory / f"experiment{number}"
+            try:
+                EXPERIMENTS[name].run(name, directory, self.scale, self.record, self.say)
+            except Unavailable as reason:
+                self.record.absent[name] = str(reason)
+            shutil.rmtree(directory, ignore_errors=True)
+        return self.record
+
+    @contextlib.contextmanager
+    def standing(self) -> Iterator[dict[str, Target]]:
+        """All targets, serving and filled; what can't be had is noted and left out."""
+        targets: dict[str, Target] = {}
+        with contextlib.ExitStack() as cleanup:
+            for number, name in enumerate(self.targets):
+                self.say(f"starting {name}")
+                directory = self.directory / str(number)
+                directory.mkdir()
+                target = TARGETS[name](name, directory, self.scale)
+                cleanup.callback(shutil.rmtree, directory, ignore_errors=True)
+                cleanup.callback(target.stop)
+                try:
+                    target.start()
+                except Unavailable as reason:
+                    self.record.absent[name] = str(reason)
+                    target.stop()
+                    continue
+                if target.filled_bytes:
+                    fio.fill(target.uri, target.filled_bytes)
+                targets[name] = target
+            yield targets
+
+    def measure(self, name: str, targets: list[Target]) -> None:
+        """Each round begins with another target."""
+        found: dict[str, list[Round]] = {target.name: [] for target in targets}
+        for number in range(self.scale.rounds if targets else 0):
             first = number % len(targets)
             for target in targets[first:] + targets[:first]:
-                progress.update(task, description=f"{job.name}: {target.name}")
+                self.say(f"{name}: {target.name}")
                 os.sync()
-                found[target.name].append(fio.measure(target.uri, job, size_bytes, seconds))
+                found[target.name].append(WORKS[name].measure(target, self.scale, number))
                 target.alive()
-                progress.advance(task)
-        results[job.name] = {name: median(figures) for name, figures in found.items()}
-    progress.update(task, description="measured")
-    return results
+        for target_name, rounds in found.items():
+            self.record.add(name, target_name, rounds)
 
 
-def print_table(results: Results) -> None:
-    table = Table(caption="medians of interleaved rounds; × is to nbdkit file; with fsync: write and fsync added up")
-    table.add_column("", no_wrap=True)
-    for heading in ("p50 µs", "×", "p99 µs", "×", "IOPS", "×", "MB/s"):
-        table.add_column(heading, justify="right")
-    for job in fio.JOBS:
-        base = results[job.name][MEASURE]
-        table.add_section()
-        table.add_row(f"[bold]{job.name}")
-        for name, one in results[job.name].items():
-            table.add_row(
-                f"  {name}",
-                *(f"{one.p50_us:.0f}", f"{one.p50_us / base.p50_us:.2f}"),
-                *(f"{one.p99_us:.0f}", f"{one.p99_us / base.p99_us:.2f}"),
-                *(f"{one.operations_per_s:.0f}", f"{one.operations_per_s / base.operations_per_s:.2f}"),
-                f"{one.bytes_per_s / 1e6:.0f}",
-            )
-    console.print(table)
+def save(record: Record, path: Path) -> None:
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps(record.as_json(), ensure_ascii=False, indent=1) + "\n")
+    draw(record, path)
+    console.print(f"written to {path} and beside it", highlight=False)
 
 
-def print_goals(results: Results, resynced: dict[str, Any] | None, memory: dict[str, dict[str, int]]) -> None:
-    """What the figures were to reach."""
-    depth_1 = results[fio.JOBS[0].name]
-    if "mirrored, C" in depth_1:
-        ratio = depth_1["mirrored, C"].p50_us / depth_1[MEASURE].p50_us
-        print_goal(
-            ratio <= GOAL_P50_RATIO, f"mirrored C, depth 1: {ratio:.2f} × p50 of nbdkit file", f"≤ {GOAL_P50_RATIO}"
-        )
-    if resynced:
-        speed = resynced["megabytes_per_s"]
-        what = f"resync of {resynced['dirty_bytes'] / MIB:.0f} MiB: {speed:.0f} MB/s"
-        print_goal(speed >= GOAL_RESYNC_MEGABYTES_PER_S, what, f"≥ {GOAL_RESYNC_MEGABYTES_PER_S}")
-    worst = max(
-        ((size, f"{name}: {process}") for name, sizes in memory.items() for process, size in sizes.items()),
-        default=None,
-    )
-    if worst:
-        what = f"most memory of a process: {worst[0] / MIB:.0f} MiB ({worst[1]})"
-        print_goal(worst[0] <= GOAL_MEMORY_BYTES, what, f"≤ {GOAL_MEMORY_BYTES // MIB} MiB")
+def draw(record: Record, path: Path) -> None:
+    for name, picture in pictures.all_of(record).items():
+        report.picture_path(name, path).write_text(picture)
 
 
-def print_goal(reached: bool, what: str, goal: str) -> None:
-    console.print(f"{'[green]reached[/]' if reached else '[red]missed [/]'}  {what} (goal {goal})", highlight=False)
+def write_report() -> None:
+    """docs/performance.md and the pictures, from what the last full run wrote."""
+    record = report.load()
+    report.PAGE.write_text(report.page(report.PAGE.read_text(), record, report.load(report.BESIDE_DRBD)))
+    draw(record, report.LATEST)
 
 
-def save(record: dict[str, Any]) -> Path:
-    RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / time.strftime("%Y%m%d-%H%M%S.json")
-    path.write_text(json.dumps(record, indent=1) + "\n")
-    shutil.copy(path, RESULTS / "latest.json")
-    return path
-
-
-def run_all(
-    directory: Path, rounds: int, seconds: float, size_bytes: int, dirty_bytes: int, only: str
-) -> dict[str, Any]:
-    facts = machine.facts(directory)
-    targets = make_targets(directory, size_bytes, only)
-    columns = (TextColumn("{task.description:60}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+def run(directory: Path, scale: Scale, rows: list[Row]) -> Record:
+    free_bytes = shutil.disk_usage(directory).free
+    if free_bytes < scale.free_bytes:
+        short = f"{free_bytes >> 30} GiB free, {scale.free_bytes >> 30} needed: give another --directory"
+        raise BenchError(f"{directory}: {short}")
+    columns = (TextColumn("{task.description:62}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
+    where = Path(tempfile.mkdtemp(prefix="nbdmirror-bench-", dir=directory))
     try:
         with Progress(*columns, console=console, transient=True) as progress:
-            task = progress.add_task("starting and filling the volumes", total=len(targets))
-            for target in targets:
-                target.start()
-                fio.fill(target.uri, size_bytes)
-                progress.advance(task)
-            results = measure(targets, rounds, seconds, size_bytes, progress)
-            memory = {target.name: target.memory_bytes() for target in targets if isinstance(target, NbdMirror)}
+            return Run(where, scale, rows, progress).all()
     finally:
-        for target in targets:
-            target.stop()
-    resynced = None
-    if dirty_bytes:
-        with console.status("resync"):
-            resynced = resync.measure(directory / "resync", dirty_bytes)
-        memory["after the resync"] = resynced["memory_bytes"]
-    print_table(results)
-    print_goals(results, resynced, memory)
-    return {
-        "machine": facts,
-        "settings": {"rounds": rounds, "seconds": seconds, "size_bytes": size_bytes},
-        "results": {job: {name: asdict(one) for name, one in row.items()} for job, row in results.items()},
-        "resync": resynced,
-        "memory_bytes": memory,
-    }
+        shutil.rmtree(where, ignore_errors=True)
+
+
+def stopped(*_: Any) -> NoReturn:
+    """At Ctrl-C and SIGTERM: end all that was started, undisturbed by a second one."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    raise KeyboardInterrupt
 
 
 @click.command()
-@click.option("--quick", is_flag=True, help="One round of a second each, a small resync; not written to latest.json.")
-@click.option("--rounds", default=5, show_default=True, help="Rounds to take the median of.")
-@click.option("--seconds", default=3.0, show_default=True, help="Length of one measurement.")
-@click.option("--size-mib", default=256, show_default=True, help="Size of each volume.")
-@click.option("--resync-mib", default=1024, show_default=True, help="Dirty data to be synced; 0: leave it out.")
-@click.option("--only", default="", help="Only targets whose name holds this (and nbdkit file).")
-@click.option("--directory", type=click.Path(path_type=Path, exists=True), help="Where the copies are put.")
+@click.option("--quick", is_flag=True, help="Small sizes, one short round: to see that it works. Two minutes.")
+@click.option("--row", default="", help="Only rows with this in their name, section, work or target.")
+@click.option("--rounds", type=click.IntRange(1), help="Rounds to take the median of.")
+@click.option("--seconds", type=click.FloatRange(0.1), help="Length of one measurement.")
+@click.option("--directory", type=click.Path(path_type=Path, exists=True), default="/var/tmp", show_default=True)
+@click.option("--drbd", is_flag=True, help="Instead of the table: beside DRBD, in User-Mode Linux guests.")
+@click.option("--report", "only_report", is_flag=True, help="Measure nothing: write docs/performance.md anew.")
 def main(
-    quick: bool, rounds: int, seconds: float, size_mib: int, resync_mib: int, only: str, directory: Path | None
+    quick: bool, row: str, rounds: int | None, seconds: float | None, directory: Path, drbd: bool, only_report: bool
 ) -> None:
     """Measure nbdmirror beside nbdkit's file plugin and qemu's quorum."""
-    if quick:
-        rounds, seconds, size_mib, resync_mib = 1, 1.0, 64, min(resync_mib, 256)
-    where = Path(tempfile.mkdtemp(prefix="nbdmirror-bench-", dir=directory or "/var/tmp"))
+    if only_report:
+        write_report()
+        return
+    rows = matching(row, DRBD_ROWS if drbd else ROWS)
+    if not rows:
+        raise click.UsageError(f"No row has '{row}' in it. They are:\n" + "\n".join(one.name for one in ROWS))
+    scale = QUICK if quick else FULL
+    scale = dataclasses.replace(scale, rounds=rounds or scale.rounds, seconds=seconds or scale.seconds)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, stopped)
+    begin_s = time.monotonic()
     try:
-        record = run_all(where, rounds, seconds, size_mib * MIB, resync_mib * MIB, only)
+        record = run(directory, scale, rows)
     except BenchError as error:
         console.print(f"[red]{error}", highlight=False)
         sys.exit(1)
-    finally:
-        shutil.rmtree(where, ignore_errors=True)
-    if not quick and not only:
-        console.print(f"written to {save(record)}")
+    record.settings["minutes"] = round((time.monotonic() - begin_s) / 60, 1)
+    console.print(report.terminal_table(record, rows))
+    console.print(report.summary(record, rows), highlight=False)
+    idle_percent = record.machine["idle_before_percent"]
+    if idle_percent < IDLE_PERCENT_LEAST:
+        console.print(
+            f"[yellow]This machine was {idle_percent} % idle before: its figures say little.", highlight=False
+        )
+    for name, reason in record.absent.items():
+        console.print(f"not available: {name}: {reason}", highlight=False)
+    if row or not record.rounds:
+        return  # a part of a table is nothing to keep, nor is one where all is missing
+    if scale == FULL:
+        save(record, report.BESIDE_DRBD if drbd else report.LATEST)
+        console.print("`make report` puts it into docs/performance.md")
+    else:
+        save(record, report.RESULTS / ("quick.json" if quick else "other.json"))
 
 
 if __name__ == "__main__":

@@ -1,74 +1,90 @@
-"""One fio run and its figures; fio's nbd engine against a running server."""
+"""fio's nbd engine against a server: one run and its figures, or a client that writes until it is told to stop."""
 
 import json
+import signal
 import subprocess
-from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from bench.servers import BenchError
+from bench import processes
+from bench.figures import Round
+from bench.processes import BenchError
+
+STOP_LIMIT_S = 30.0
 
 
-@dataclass(frozen=True)
-class Job:
-    """What clients do: a name for people and fio's words for it."""
-
-    name: str
-    options: tuple[str, ...]
-    kind: str = "write"
-    megabytes: bool = False
-
-    @property
-    def synced(self) -> bool:
-        return any(option.startswith("--fsync") for option in self.options)
+def words(uri: str, options: tuple[str, ...]) -> list[str]:
+    # Without the pair of percentiles half of a request's time is missed: the nbd engine counts submission apart from
+    # completion. Without --thread the job is a process that outlives a killed fio.
+    return [
+        *("fio", "--name=job", "--thread", "--ioengine=nbd", f"--uri={uri}", "--output-format=json"),
+        *("--lat_percentiles=1", "--clat_percentiles=0", "--norandommap", "--refill_buffers", *options),
+    ]
 
 
-JOBS = (
-    Job("4 KiB random writes, depth 1", ("--rw=randwrite", "--bs=4k", "--iodepth=1")),
-    Job("4 KiB random writes, depth 16", ("--rw=randwrite", "--bs=4k", "--iodepth=16")),
-    Job("4 KiB random write, then fsync", ("--rw=randwrite", "--bs=4k", "--iodepth=1", "--fsync=1")),
-    Job("1 MiB sequential writes, depth 4", ("--rw=write", "--bs=1m", "--iodepth=4"), megabytes=True),
-    Job("4 KiB random reads, depth 1", ("--rw=randread", "--bs=4k", "--iodepth=1"), kind="read"),
-    Job("4 KiB random reads, depth 16", ("--rw=randread", "--bs=4k", "--iodepth=16"), kind="read"),
-)
-
-
-@dataclass(frozen=True)
-class Figures:
-    """Latency of a whole request (submission and completion; of a write and its fsync together), in microseconds."""
-
-    p50_us: float
-    p99_us: float
-    operations_per_s: float
-    bytes_per_s: float
-
-
-def run(uri: str, options: tuple[str, ...], size_bytes: int, timeout_s: float) -> dict[str, Any]:
+def run(uri: str, options: tuple[str, ...], timeout_s: float) -> dict[str, Any]:
     """fio's own figures of its one job. BenchError when it reports an error."""
-    words = ["fio", "--name=job", "--ioengine=nbd", f"--uri={uri}", f"--size={size_bytes}", "--output-format=json"]
-    # Without this pair half of a request's time is missed: the nbd engine counts submission apart from completion.
-    words += ["--lat_percentiles=1", "--clat_percentiles=0", "--norandommap", "--refill_buffers", *options]
-    done = subprocess.run(words, capture_output=True, text=True, timeout=timeout_s, check=False)
+    command = words(uri, options)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=timeout_s, check=False)
     if done.returncode:
-        raise BenchError(f"{' '.join(words)}: exit {done.returncode}: {done.stderr[-1000:]}{done.stdout[-1000:]}")
+        raise BenchError(f"{' '.join(command)}: exit {done.returncode}: {done.stderr[-1000:]}{done.stdout[-1000:]}")
     job = json.loads(done.stdout[done.stdout.index("{") :])["jobs"][0]
     if job["error"]:
-        raise BenchError(f"{' '.join(words)}: error {job['error']}")
+        raise BenchError(f"{' '.join(command)}: error {job['error']}")
     assert isinstance(job, dict)
     return job
 
 
-def measure(uri: str, job: Job, size_bytes: int, seconds: float) -> Figures:
-    timed = ("--time_based", f"--runtime={seconds}", *job.options)
-    found = run(uri, timed, size_bytes, seconds + 60)
-    part = found[job.kind]
-    p50, p99 = (part["lat_ns"]["percentile"][f"{percent:.6f}"] / 1000 for percent in (50, 99))
-    if job.synced:
-        sync = found["sync"]["lat_ns"]["percentile"]
-        p50, p99 = p50 + sync["50.000000"] / 1000, p99 + sync["99.000000"] / 1000
-    return Figures(p50, p99, part["iops"], part["bw_bytes"])
+def measure(uri: str, options: tuple[str, ...], limit_s: float) -> Round:
+    """Latency of a whole request, submission and completion."""
+    return figures_of(run(uri, options, limit_s + 60)["read" if "--rw=randread" in options else "write"])
+
+
+def figures_of(part: dict[str, Any]) -> Round:
+    """Of fio's own, for reads or for writes."""
+    latency = part["lat_ns"]
+    percentiles = {float(percent): value / 1000 for percent, value in latency["percentile"].items()}
+    return Round(
+        {
+            "p50_us": percentiles[50.0],
+            "p99_us": percentiles[99.0],
+            "p99_9_us": percentiles[99.9],
+            "max_ms": latency["max"] / 1e6,
+            "operations_per_s": part["iops"],
+            "bytes_per_s": part["bw_bytes"],
+        },
+        percentiles,
+    )
 
 
 def fill(uri: str, size_bytes: int, offset_bytes: int = 0) -> None:
     """Write every byte once, with data that can't be compressed."""
-    options = ("--rw=write", "--bs=1m", "--iodepth=4", f"--offset={offset_bytes}", "--end_fsync=1")
-    run(uri, options, size_bytes, 300)
+    where = (f"--offset={offset_bytes}", f"--size={size_bytes}")
+    run(uri, ("--rw=write", "--bs=1m", "--iodepth=4", "--end_fsync=1", *where), 600)
+
+
+class Foreground:
+    """A client that writes at depth 1 until `stop`, which returns all writes: (when answered in s, latency in us)."""
+
+    def __init__(self, uri: str, directory: Path, offset_bytes: int, size_bytes: int) -> None:
+        self.latencies, self.said = directory / "foreground_lat.1.log", directory / "fio.log"
+        self.latencies.unlink(missing_ok=True)
+        where = (f"--offset={offset_bytes}", f"--size={size_bytes}")
+        job = ("--rw=randwrite", "--bs=4k", "--iodepth=1", "--time_based", "--runtime=600")
+        log = f"--write_lat_log={directory / 'foreground'}"
+        kept = (log, "--log_unix_epoch=1", "--disable_clat=1", "--disable_slat=1")
+        self.process = processes.start(words(uri, (*where, *job, *kept)), self.said)
+
+    def stop(self) -> list[tuple[float, float]]:
+        if self.process.poll() is not None:
+            raise BenchError(f"fio ended before it was to: {self.said.read_text()[-1000:]}")
+        self.process.send_signal(signal.SIGINT)  # it writes its log and ends
+        self.process.wait(STOP_LIMIT_S)
+        writes = []
+        for line in self.latencies.read_text().splitlines():
+            when_ms, latency_ns = line.split(",")[:2]
+            writes.append((int(when_ms) / 1000, int(latency_ns) / 1000))
+        return writes
+
+    def end(self) -> None:
+        processes.end(self.process)

@@ -6,6 +6,7 @@ import subprocess
 import time
 from pathlib import Path
 
+from bench.processes import pause
 from bench.servers import find_nbdkit
 
 Facts = dict[str, str | int | float]
@@ -24,6 +25,18 @@ def processor() -> str:
     return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
+def idle_percent() -> float:
+    """Of all cores, for a second, before anything was started."""
+
+    def ticks() -> list[int]:
+        return [int(word) for word in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]]
+
+    before = ticks()
+    pause(1)
+    spent = [after - one for after, one in zip(ticks(), before, strict=True)]
+    return 100 * spent[3] / max(sum(spent), 1)
+
+
 def facts(directory: Path) -> Facts:
     """Machine, kernel, versions, and where the copies stand."""
     root = Path(__file__).resolve().parent.parent
@@ -32,7 +45,7 @@ def facts(directory: Path) -> Facts:
         "processor": processor(),
         "cores": os.cpu_count() or 0,
         "memory_mib": os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") >> 20,
-        "load_before": os.getloadavg()[0],
+        "idle_before_percent": round(idle_percent()),
         "kernel": platform.release(),
         "system": platform.freedesktop_os_release().get("PRETTY_NAME", ""),
         "python": platform.python_version(),

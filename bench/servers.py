@@ -1,8 +1,8 @@
-"""What is measured: each target serves one volume of the same size over NBD on a unix socket.
+"""What is measured: each target serves one volume over NBD on a unix socket.
 
 All targets stay up during the whole run, so that rounds can be interleaved: a machine that is slow for a minute is slow
-for everybody. The mirrored ones and qemu's quorum keep both copies on this machine's disk, TCP on loopback between.
-Every cache is the page cache, as each server has it by default.
+for everybody. The mirrored ones and qemu's quorum keep both copies on this machine's disk, TCP between. Every cache is
+the page cache, as each server has it by default.
 """
 
 import contextlib
@@ -13,21 +13,17 @@ import shutil
 import socket
 import subprocess
 import sys
-import threading
-import time
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from bench import processes
+from bench.apart import Apart
+from bench.processes import BenchError, Unavailable, wait_for
+
 NBDMIRROR = Path(sys.executable).parent / "nbdmirror"
-START_LIMIT_S = 20.0
-STOP_LIMIT_S = 10.0
-_pause = threading.Event()
-
-
-class BenchError(Exception):
-    """A server or fio did not do what the benchmark needs; the message says which and why."""
+PORT = 7000
 
 
 def find_nbdkit() -> Path:
@@ -39,15 +35,6 @@ def find_nbdkit() -> Path:
     if not found:
         raise BenchError("no nbdkit found: run `make setup`")
     return Path(found)
-
-
-def wait_for(condition: Callable[[], Any], what: str, timeout_s: float = START_LIMIT_S) -> Any:
-    deadline = time.monotonic() + timeout_s
-    while not (value := condition()):
-        if time.monotonic() > deadline:
-            raise BenchError(f"not within {timeout_s} s: {what}")
-        _pause.wait(0.02)
-    return value
 
 
 def free_port() -> int:
@@ -67,42 +54,50 @@ def accepts(path: Path) -> bool:
     return False
 
 
-def children_of(pid: int) -> list[int]:
-    found = []
-    for status in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError):
-            if int(status.read_text().rpartition(")")[2].split()[1]) == pid:
-                found.append(int(status.parent.name))
-    return found
+def ask(replica: Path) -> dict[str, Any] | None:
+    """The status, from the control socket: starting a command each time would cost what is being measured."""
+    with socket.socket(socket.AF_UNIX) as control, contextlib.suppress(OSError, ValueError):
+        control.settimeout(5)
+        control.connect(str(replica / "control.sock"))
+        control.sendall(b'{"command": "status"}\n')
+        with control.makefile() as answers:
+            answer = json.loads(answers.readline())
+        if answer["ok"]:
+            found = answer["result"]
+            assert isinstance(found, dict)
+            return found
+    return None
 
 
 @dataclass
 class Target:
-    """A volume under test. `start` leaves it serving at `uri`."""
+    """A volume under test. `start` leaves it serving at `uri`; of `size_bytes` the first `filled_bytes` get written."""
 
     name: str
     directory: Path
     size_bytes: int
+    filled_bytes: int
     uri: str = ""
     processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
+    # The words before a server's command that make it run elsewhere, by replica.
+    prefixes: list[list[str | Path]] = field(default_factory=lambda: [[], []])
 
     def start(self) -> None:
         raise NotImplementedError
 
-    def run(self, role: str, words: list[str | Path]) -> subprocess.Popen[bytes]:
+    def run(self, role: str, words: list[str | Path]) -> None:
         """Start a server process that logs into the directory."""
-        with (self.directory / f"{role}.log").open("ab") as log:
-            process = subprocess.Popen([str(word) for word in words], stdin=subprocess.DEVNULL, stdout=log, stderr=log)
-        self.processes[role] = process
-        return process
+        self.processes[role] = processes.start(words, self.directory / f"{role}.log")
 
     def alive(self) -> bool:
         """True; BenchError with what it said when a process has ended."""
         for role, process in self.processes.items():
             if process.poll() is not None:
-                said = (self.directory / f"{role}.log").read_text(errors="replace")[-2000:]
-                raise BenchError(f"{self.name}: {role} ended with {process.returncode}:\n{said}")
+                raise BenchError(f"{self.name}: {role} ended with {process.returncode}:\n{self.said(role)}")
         return True
+
+    def said(self, role: str) -> str:
+        return (self.directory / f"{role}.log").read_text(errors="replace")[-2000:].strip()
 
     def data_file(self, name: str) -> Path:
         path = self.directory / name
@@ -110,29 +105,29 @@ class Target:
             file.truncate(self.size_bytes)
         return path
 
-    def memory_bytes(self) -> dict[str, int]:
-        """Resident memory now, of each process that serves."""
-        return {}
-
     def stop(self) -> None:
         for process in self.processes.values():
             process.terminate()
         for process in self.processes.values():
-            try:
-                process.wait(STOP_LIMIT_S)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait(STOP_LIMIT_S)
+            processes.end(process)
+        self.processes.clear()
 
 
 class NbdkitFile(Target):
-    """The measure of all: nbdkit's own file plugin, in C."""
+    """The measure of all: nbdkit's own file plugin, in C. `listen`: where, instead of a unix socket."""
+
+    listen: Sequence[str | Path] = ()
 
     def start(self) -> None:
-        path = self.directory / "nbd.sock"
-        self.run("nbdkit", [find_nbdkit(), "-f", "-U", path, "file", self.data_file("data")])
-        self.uri = f"nbd+unix:///?socket={path}"
-        wait_for(lambda: self.alive() and accepts(path), f"{self.name} to listen")
+        self.serve(self.data_file("data"))
+
+    def serve(self, path: Path, *options: str) -> None:
+        socket_path, ready = self.directory / "nbd.sock", self.directory / "pid"
+        listen = self.listen or ["-U", socket_path]
+        self.run("nbdkit", [*self.prefixes[0], find_nbdkit(), "-f", "-P", ready, *options, *listen, "file", path])
+        self.uri = f"nbd+unix:///?socket={socket_path}"
+        # nbdkit writes its process id when it accepts connections.
+        wait_for(lambda: self.alive() and ready.exists(), f"{self.name} to listen")
 
 
 class QemuQuorum(Target):
@@ -183,61 +178,82 @@ class QemuQuorum(Target):
 
 
 class NbdMirror(Target):
-    """Our volume: alone, or with a peer under protocol A, B or C."""
+    """Our volume: alone, or with a peer under protocol A, B or C. `settings` are added to both volume.toml."""
 
-    def __init__(self, name: str, directory: Path, size_bytes: int, protocol: str = "") -> None:
-        super().__init__(name, directory, size_bytes)
-        self.protocol = protocol
+    def __init__(
+        self,
+        name: str,
+        directory: Path,
+        size_bytes: int,
+        filled_bytes: int,
+        protocol: str = "",
+        settings: str = "",
+        apart: bool = False,
+    ) -> None:
+        super().__init__(name, directory, size_bytes, filled_bytes)
+        self.protocol, self.settings, self.wants_apart = protocol, settings, apart
         self.replicas = [directory / "a", directory / "b"] if protocol else [directory / "a"]
+        self.apart: Apart | None = None
+        # Of `serve`, by replica.
+        self.options: list[list[str | Path]] = [["--primary"] if protocol else [], []]
 
     def start(self) -> None:
-        listens = [f"tcp://127.0.0.1:{free_port()}" for _ in self.replicas]
-        for replica, listen in zip(self.replicas, listens, strict=True):
-            words: list[str | Path] = ["create", replica, "--name", "bench", "--size", str(self.size_bytes)]
-            for peer in listens:
-                if peer != listen:
-                    words += ["--listen", listen, "--peer", peer, "--protocol", self.protocol]
-            self.command(words)
+        hosts = ("127.0.0.1", "127.0.0.1")
+        ports = [free_port(), free_port()]
+        if self.wants_apart:
+            self.apart = Apart()
+            hosts, ports = self.apart.addresses, [PORT, PORT]
+            self.prefixes = [self.apart.enter(number) for number in (0, 1)]
+            self.options = [[*options, "--insecure"] for options in self.options]
+        listens = [f"tcp://{host}:{port}" for host, port in zip(hosts, ports, strict=True)]
+        for number, replica in enumerate(self.replicas):
+            words: list[str | Path] = [NBDMIRROR, "create", replica, "--name", "bench", "--size", str(self.size_bytes)]
+            if self.protocol:
+                own, other = listens[number], listens[1 - number]
+                words += ["--listen", own, "--peer", other, "--protocol", self.protocol]
+            processes.command(words)
+            with (replica / "volume.toml").open("a") as file:
+                file.write(f"{self.settings}\n")
         for replica in reversed(self.replicas):
             self.serve(replica)
         self.uri = f"nbd+unix:///bench?socket={self.replicas[0] / 'nbd.sock'}"
         self.wait_in_step()
 
     def serve(self, replica: Path) -> None:
-        primary = ["--primary"] if self.protocol and replica == self.replicas[0] and "b" in self.processes else []
-        self.run(replica.name, [NBDMIRROR, "serve", replica, *primary])
-        wait_for(lambda: self.alive() and self.status(replica).get("role"), f"{replica} to serve")
+        number = self.replicas.index(replica)
+        self.run(replica.name, [*self.prefixes[number], NBDMIRROR, "serve", replica, *self.options[number]])
+        try:
+            wait_for(lambda: self.alive() and (ask(replica) or {}).get("role"), f"{replica} to serve")
+        except BenchError:
+            # A key that comes with a later version, or that left with it: the rest can be measured all the same.
+            if self.settings and "unknown key" in self.said(replica.name):
+                raise Unavailable(f"this version does not know `{self.settings}`") from None
+            raise
 
-    def command(self, words: list[str | Path]) -> str:
-        done = subprocess.run(
-            [str(NBDMIRROR), *map(str, words)], capture_output=True, text=True, timeout=60, check=False
-        )
-        if done.returncode:
-            raise BenchError(f"nbdmirror {' '.join(map(str, words))}: {done.stderr}")
-        return done.stdout
+    def status(self) -> dict[str, Any]:
+        """Of the primary."""
+        found = wait_for(lambda: self.alive() and ask(self.replicas[0]), f"{self.name} to answer")
+        assert isinstance(found, dict)
+        return found
 
-    def status(self, replica: Path | None = None) -> dict[str, Any]:
-        status = json.loads(self.command(["status", replica or self.replicas[0], "--json"]))
-        assert isinstance(status, dict)
-        return status
-
-    def wait_in_step(self, timeout_s: float = START_LIMIT_S) -> dict[str, Any]:
+    def wait_in_step(self, timeout_s: float = processes.START_LIMIT_S) -> dict[str, Any]:
         def in_step() -> dict[str, Any] | None:
-            self.alive()
             status = self.status()
             connected = status["connection"] == "Connected" and status["peer"]["disk"] == "UpToDate"
             return status if not self.protocol or (connected and not status["dirty_bytes"]) else None
 
-        found = wait_for(in_step, f"{self.name} to be in step", timeout_s)
+        found = wait_for(in_step, f"{self.name} to be in step", timeout_s, every_s=0.1)
         assert isinstance(found, dict)
         return found
 
-    def memory_bytes(self) -> dict[str, int]:
-        found = {}
-        for replica in self.replicas:
-            parent = self.processes[replica.name].pid
-            for role, pid in [("serve", parent), *[("nbdkit", child) for child in children_of(parent)]]:
-                for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-                    if line.startswith("VmRSS:"):
-                        found[f"{replica.name} {role}"] = int(line.split()[1]) * 1024
-        return found
+    def peer_leaves(self) -> None:
+        processes.end(self.processes.pop("b"))
+
+    def peer_returns(self) -> None:
+        self.serve(self.replicas[1])
+
+    def stop(self) -> None:
+        super().stop()
+        if self.apart is not None:
+            self.apart.close()
+            self.apart = None

@@ -22,6 +22,7 @@ from pathlib import Path
 from tests.integration.processes import run, wait_for
 
 INIT = Path(__file__).with_name("guest-init.sh")
+LINUX = Path(__file__).with_name("linux-uml.sh")
 BOOT_LIMIT_S = 40.0
 COMMAND_LIMIT_S = 60.0
 _ANSWER = re.compile(rb"^@@@ (\d+)\r?\n", re.MULTILINE)
@@ -74,7 +75,7 @@ class Guest:
         self.console = b""
         words = [
             *network.enter(),
-            *("linux.uml", f"mem={memory}", "rootfstype=hostfs", "rootflags=/", "ro", "root=/dev/root", f"init={INIT}"),
+            *(str(LINUX), f"mem={memory}", "rootfstype=hostfs", "rootflags=/", "ro", "root=/dev/root", f"init={INIT}"),
             *("con=null", "con0=fd:0,fd:1", "quiet", f"uml_dir={directory}/"),
             f"vec0:transport=tap,ifname=tap{number},depth=128,gro=1",
             f"guest_address={network.guest_addresses[number]}/24",
