@@ -36,10 +36,7 @@ def _pairs(status: Status) -> Iterator[tuple[str, str | Text]]:
     yield "generation", status["generation"]
     dirty = status["dirty_bytes"]
     yield "dirty", Text(f"{size_text(dirty)} missing on the peer", "yellow") if dirty else "nothing"
-    if status["resync"]:
-        yield "resync", _resync(status["resync"])
-    if status["last_resync"]:
-        yield "last resync", _last_resync(status["last_resync"])
+    yield from _resyncs(status)
     yield from _compared(status)
     if status["resize"]:
         yield "resize", _resize(status["resize"])
@@ -50,6 +47,15 @@ def _pairs(status: Status) -> Iterator[tuple[str, str | Text]]:
         yield from _latency(status["latency"])
     if status.get("clients"):
         yield "clients", ", ".join(f"{who} ({count} connections)" for who, count in status["clients"].items())
+
+
+def _resyncs(status: Status) -> Iterator[tuple[str, str | Text]]:
+    if status["resync"]:
+        yield "resync", _resync(status["resync"])
+        if status["resync"]["limit"]:
+            yield "resync rate", _limit(status["resync"]["limit"])
+    if status["last_resync"]:
+        yield "last resync", _last_resync(status["last_resync"])
 
 
 def _compared(status: Status) -> Iterator[tuple[str, str | Text]]:
@@ -125,6 +131,13 @@ def _resync(resync: dict[str, Any]) -> str:
     percent = 100 * resync["done_bytes"] / total if total else 0.0
     left = f", {duration_text(resync['eta_s'])} left" if resync["eta_s"] is not None else ""
     return f"{resync['direction']}: {percent:.0f} % of {size_text(total)} at {size_text(resync['bytes_per_s'])}/s{left}"
+
+
+def _limit(limit: dict[str, Any]) -> str:
+    """How far the resync is held back, and why."""
+    share = f"{100 * limit['share']:.0f} %, " if limit["share"] < 1 else ""
+    most = f", at most {size_text(limit['bytes_per_s_max'])}/s" if limit["bytes_per_s_max"] else ""
+    return f"{share}{limit['reason']}{most}"
 
 
 def _resize(resize: dict[str, Any]) -> str:

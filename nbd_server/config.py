@@ -20,8 +20,9 @@ from typing import Any, Literal, NamedTuple
 from urllib.parse import quote
 
 from mirror.core.errors import OperatorError
-from mirror.core.limits import LOG_SLOTS_DEFAULT, LOG_SLOTS_MAX, LOG_SLOTS_MIN, NAME_MAX_CHARACTERS
+from mirror.core.limits import KIB, LOG_SLOTS_DEFAULT, LOG_SLOTS_MAX, LOG_SLOTS_MIN, NAME_MAX_CHARACTERS
 from mirror.core.policy import ALLOWED, Policies, Policy
+from mirror.core.throttle import AUTO, FULL, Rate
 
 FILE_NAME = "volume.toml"
 SOCKET_NAME = "nbd.sock"
@@ -42,6 +43,13 @@ HOST_CHARACTERS_MAX = 253
 LABEL_MAX = 63
 
 _NAME = re.compile(r"[A-Za-z0-9._-]+")
+# The words of `resync_rate`; anything else is a number of bytes a second.
+_RATES = {"auto": AUTO, "full": FULL}
+_BYTES = re.compile(r"([0-9]{1,15})([KMG]?)(?:i?B)?")
+_UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
+# Slower than this a resync of any size is as good as none.
+RESYNC_BYTES_PER_S_MIN = 64 * KIB
+
 _HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9-]*[A-Za-z0-9])?(\.[A-Za-z0-9]([A-Za-z0-9-]*[A-Za-z0-9])?)*\.?")
 
 Protocol = Literal["A", "B", "C"]
@@ -105,6 +113,7 @@ class Config:
     peer_timeout_s: float = 2.0
     wait_for_peer_s: float = 3.0
     disk_timeout_s: float = 30.0
+    resync_rate: str = "auto"
     activity_log_extents: int = LOG_SLOTS_DEFAULT
     split_brain_no_primary: Policy = Policy.REFUSE
     split_brain_one_primary: Policy = Policy.REFUSE
@@ -113,6 +122,11 @@ class Config:
     @property
     def policies(self) -> Policies:
         return Policies(self.split_brain_no_primary, self.split_brain_one_primary, self.split_brain_two_primaries)
+
+    @property
+    def rate(self) -> Rate:
+        """What `resync_rate` means."""
+        return parse_rate(self.resync_rate)
 
     def data_path(self, directory: Path) -> Path:
         return self.backing if self.backing is not None else directory / "data"
@@ -201,6 +215,19 @@ def parse_endpoint(text: str) -> Endpoint:
     raise ValueError(f"must be unix:PATH or tcp:ADDRESS:PORT, like tcp:127.0.0.1:{NBD_DEFAULT_PORT}")
 
 
+def parse_rate(text: str) -> Rate:
+    """`auto`, `full`, or a cap in bytes a second like 100M; units are powers of 1024."""
+    if text in _RATES:
+        return _RATES[text]
+    found = _BYTES.fullmatch(text)
+    if found is None:
+        raise ValueError(f'is {_shown(text)}, it must be "auto", "full" or bytes a second like "100M"')
+    bytes_per_s = int(found[1]) * _UNITS[found[2]]
+    if bytes_per_s < RESYNC_BYTES_PER_S_MIN:
+        raise ValueError(f'is {_shown(text)}, it must be "{RESYNC_BYTES_PER_S_MIN // KIB}K" or more')
+    return Rate(bytes_per_s, governed=True)
+
+
 def is_loopback(address: Address | tuple[str, int]) -> bool:
     """Whether this address can't leave the machine. A host name other than localhost may resolve to anything: no."""
     host = address[0]
@@ -233,6 +260,12 @@ def _backing(value: object) -> Path:
     if not text.startswith("/") or "\0" in text:
         raise ValueError(f"must be an absolute path, not {_shown(value)}")
     return Path(text)
+
+
+def _rate(value: object) -> str:
+    text = _text(value)
+    parse_rate(text)
+    return text
 
 
 def _flag(value: object) -> bool:
@@ -296,6 +329,7 @@ _SETTINGS: dict[str, Callable[[object], Any]] = {
     "peer_timeout_s": _seconds(0.2, 60),
     "wait_for_peer_s": _seconds(0, 600),
     "disk_timeout_s": _seconds(1, 600),
+    "resync_rate": _rate,
     "activity_log_extents": _whole_number(LOG_SLOTS_MIN, LOG_SLOTS_MAX),
     "split_brain_no_primary": _policy("no_primary"),
     "split_brain_one_primary": _policy("one_primary"),
@@ -465,6 +499,10 @@ protocol = {_quoted(config.protocol)}
 
 # A disk that does not answer for so many seconds is given up.
 {_line("disk_timeout_s", config.disk_timeout_s, default.disk_timeout_s)}
+
+# How fast a resync may go: "auto" holds it back as far as clients' writes need it, to 30 % of its speed at most;
+# "full" never does; "100M" is "auto" and never more than so many bytes a second.
+{_line("resync_rate", config.resync_rate, default.resync_rate)}
 
 # Extents of 4 MiB that may be written at a time without a metadata write; also what is compared after a crash.
 {_line("activity_log_extents", config.activity_log_extents, default.activity_log_extents)}

@@ -145,9 +145,9 @@ def _resync(peer: Peer | None) -> dict[str, Any] | None:
         return None
     source, progress = peer.source, peer.target_progress
     if peer.state is ConnectionState.SYNC_SOURCE and source is not None:
-        return {"direction": "to the peer", **source.status()}
+        return {"direction": "to the peer", **source.status(), "limit": source.limit()}
     unknown = {"done_bytes": 0, "total_bytes": 0, "bytes_per_s": 0, "eta_s": None}
-    return {"direction": "from the peer", **(progress or unknown)}
+    return {"direction": "from the peer", **(progress or unknown), "limit": None}
 
 
 def _retry(peer: Peer | None) -> dict[str, Any] | None:

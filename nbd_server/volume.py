@@ -136,6 +136,7 @@ class Volume:
             self._config.peer_timeout_s,
             self._config.disk_timeout_s,
             self._config.policies,
+            self._config.rate,
         )
         self._peer = Peer(self._replica, self._primary, settings, self._answer_peer)
         was_primary = self._replica.crashed_primary

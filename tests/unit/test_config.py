@@ -21,6 +21,7 @@ FULL = Config(
     peer_timeout_s=0.5,
     wait_for_peer_s=0.0,
     disk_timeout_s=600.0,
+    resync_rate="100M",
     activity_log_extents=64,
     split_brain_no_primary=Policy.DISCARD_LEAST_CHANGES,
     split_brain_one_primary=Policy.DISCARD_SECONDARY,
@@ -82,6 +83,10 @@ def test_a_default_can_be_set_by_taking_the_comment_sign_away() -> None:
         ('name = "v"\ndisk_timeout_s = inf', ["`disk_timeout_s`", "inf"]),
         ('name = "v"\nactivity_log_extents = 7.5', ["`activity_log_extents`", "whole number"]),
         ('name = "v"\nactivity_log_extents = 1', ["`activity_log_extents`", "64 to 8192"]),
+        ('name = "v"\nresync_rate = 100', ["`resync_rate`", "text in quotes"]),
+        ('name = "v"\nresync_rate = "fast"', ["`resync_rate`", '"fast"', '"auto", "full"']),
+        ('name = "v"\nresync_rate = "1K"', ["`resync_rate`", '"64K" or more']),
+        ('name = "v"\nresync_rate = "0"', ["`resync_rate`", '"64K" or more']),
         # What once ended in a traceback.
         pytest.param("name = " + "[" * 4000, ["line 1", "brackets"], id="brackets"),
         pytest.param("name = " + "{a=" * 1300, ["line 1", "brackets"], id="braces"),
@@ -166,6 +171,21 @@ def test_endpoints_and_their_uris() -> None:
     assert tcp.uri("v") == "nbd://[::1]:1234/v"
     assert config.parse_endpoint("tcp:127.0.0.1") == TcpEndpoint(Address("127.0.0.1", 10809))
     assert [str(endpoint) for endpoint in (unix, tcp)] == ["unix:/run/a b/v.sock", "tcp:[::1]:1234"]
+
+
+@pytest.mark.parametrize(
+    ("text", "rate"),
+    [
+        ("auto", (None, True)),
+        ("full", (None, False)),
+        ("100M", (100 << 20, True)),
+        ("1GiB", (1 << 30, True)),
+        ("65536", (65536, True)),
+    ],
+)
+def test_rates_of_a_resync(text: str, rate: tuple[int | None, bool]) -> None:
+    assert config.parse_rate(text) == rate
+    assert config.parse(f'name = "v"\nresync_rate = "{text}"', WHERE).rate == rate
 
 
 @pytest.mark.parametrize(
