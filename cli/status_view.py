@@ -40,7 +40,7 @@ def _pairs(status: Status) -> Iterator[tuple[str, str | Text]]:
     yield from _compared(status)
     if status["resize"]:
         yield "resize", _resize(status["resize"])
-    yield "activity log", _activity_log(status["activity_log"])
+    yield from _activity_log(status["activity_log"])
     if status["io"]:
         yield from _io(status["io"])
     if status["latency"]:
@@ -191,9 +191,21 @@ def _proof(proof: dict[str, Any]) -> Text:
     return Text("waits for a primary, or the end of a resync", "yellow")
 
 
-def _activity_log(log: dict[str, Any]) -> str:
+def _activity_log(log: dict[str, Any]) -> Iterator[tuple[str, str]]:
     text = f"{log['used']} of {log['extents']} extents"
-    return text if log["hits"] is None else f"{text}, {log['hits']} hits, {log['misses']} misses"
+    yield "activity log", text if log["hits"] is None else f"{text}, {log['hits']} hits, {log['misses']} misses"
+    if log["resync_s"] is None:
+        return
+    goal = f" (resync_after_crash {duration_text(log['goal_s'])}: {log['reason']})" if log["goal_s"] else ""
+    yield "after a crash", _trade(log) + goal
+    for name in ("smaller", "larger"):
+        if log[name] is not None:
+            yield f"a {name} log", f"of {log[name]['extents']} extents: {_trade(log[name])}"
+
+
+def _trade(log: dict[str, Any]) -> str:
+    missed = f", {100 * log['miss_rate']:.1f} % of writes wait for a log record" if log["miss_rate"] is not None else ""
+    return f"at most {duration_text(log['resync_s'])} of resync{missed}"
 
 
 def _io(io: dict[str, int]) -> Iterator[tuple[str, str]]:

@@ -47,6 +47,8 @@ _NAME = re.compile(r"[A-Za-z0-9._-]+")
 _RATES = {"auto": AUTO, "full": FULL}
 _BYTES = re.compile(r"([0-9]{1,15})([KMG]?)(?:i?B)?")
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
+_DURATION = re.compile(r"([0-9]{1,6})(s|m)")
+RESYNC_AFTER_CRASH_S_MAX = 3600
 # Slower than this a resync of any size is as good as none.
 RESYNC_BYTES_PER_S_MIN = 64 * KIB
 
@@ -115,6 +117,7 @@ class Config:
     disk_timeout_s: float = 30.0
     resync_rate: str = "auto"
     activity_log_extents: int = LOG_SLOTS_DEFAULT
+    resync_after_crash: str | None = None
     split_brain_no_primary: Policy = Policy.REFUSE
     split_brain_one_primary: Policy = Policy.REFUSE
     split_brain_two_primaries: Policy = Policy.REFUSE
@@ -127,6 +130,15 @@ class Config:
     def rate(self) -> Rate:
         """What `resync_rate` means."""
         return parse_rate(self.resync_rate)
+
+    @property
+    def log_slots(self) -> int | None:
+        """The fixed size of the activity log; None: by `resync_after_crash`."""
+        return self.activity_log_extents if self.resync_after_crash is None else None
+
+    @property
+    def resync_after_crash_s(self) -> float | None:
+        return None if self.resync_after_crash is None else parse_duration_s(self.resync_after_crash)
 
     def data_path(self, directory: Path) -> Path:
         return self.backing if self.backing is not None else directory / "data"
@@ -228,6 +240,17 @@ def parse_rate(text: str) -> Rate:
     return Rate(bytes_per_s, governed=True)
 
 
+def parse_duration_s(text: str) -> float:
+    """`30s` or `2m` -> seconds."""
+    found = _DURATION.fullmatch(text)
+    if found is None:
+        raise ValueError(f'is {_shown(text)}, it must be seconds or minutes like "30s" or "2m"')
+    seconds = int(found[1]) * (60 if found[2] == "m" else 1)
+    if not 1 <= seconds <= RESYNC_AFTER_CRASH_S_MAX:
+        raise ValueError(f'is {_shown(text)}, it must be from "1s" to "{RESYNC_AFTER_CRASH_S_MAX // 60}m"')
+    return float(seconds)
+
+
 def is_loopback(address: Address | tuple[str, int]) -> bool:
     """Whether this address can't leave the machine. A host name other than localhost may resolve to anything: no."""
     host = address[0]
@@ -265,6 +288,12 @@ def _backing(value: object) -> Path:
 def _rate(value: object) -> str:
     text = _text(value)
     parse_rate(text)
+    return text
+
+
+def _duration(value: object) -> str:
+    text = _text(value)
+    parse_duration_s(text)
     return text
 
 
@@ -331,6 +360,7 @@ _SETTINGS: dict[str, Callable[[object], Any]] = {
     "disk_timeout_s": _seconds(1, 600),
     "resync_rate": _rate,
     "activity_log_extents": _whole_number(LOG_SLOTS_MIN, LOG_SLOTS_MAX),
+    "resync_after_crash": _duration,
     "split_brain_no_primary": _policy("no_primary"),
     "split_brain_one_primary": _policy("one_primary"),
     "split_brain_two_primaries": _policy("two_primaries"),
@@ -425,6 +455,11 @@ def parse(text: str, path: Path) -> Config:
             f"{path}: `listen` and `peer` are the same address, {values['peer']}",
             remedy="`peer` is the address where the other replica listens",
         )
+    if "activity_log_extents" in values and "resync_after_crash" in values:
+        raise ConfigError(
+            f"{path}: `activity_log_extents` and `resync_after_crash` both set the size of the activity log",
+            remedy="take one of the two lines away: the first fixes the size, the second lets the volume choose it",
+        )
     return Config(**values)
 
 
@@ -506,6 +541,9 @@ protocol = {_quoted(config.protocol)}
 
 # Extents of 4 MiB that may be written at a time without a metadata write; also what is compared after a crash.
 {_line("activity_log_extents", config.activity_log_extents, default.activity_log_extents)}
+
+# Instead: how long a resync after a crash may take at most. The volume measures, and chooses the extents itself.
+{_line("resync_after_crash", config.resync_after_crash, None, "30s")}
 
 # What to do when both replicas were written to while apart (split brain), by the number of primaries when they meet
 # again; the same on both replicas. "refuse": stay apart until the operator decides. "discard-zero-changes": the one

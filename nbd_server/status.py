@@ -23,6 +23,7 @@ def of_server(
     clients: dict[str, int],
     notes: list[str],
     resize_stage: str,
+    log_trade: dict[str, Any],
 ) -> dict[str, Any]:
     """Everything about a replica that is being served; docs/operations.md describes each key."""
     known = replica.superblock
@@ -33,7 +34,7 @@ def of_server(
         dirty_bytes = replica.dirty.dirty_bytes
         suspects = replica.suspects.status()
         activity_log = {
-            "extents": replica.log.slots,
+            **log_trade,
             "used": replica.log.used,
             "hits": replica.log.hits,
             "misses": replica.log.misses,
