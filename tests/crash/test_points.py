@@ -37,6 +37,7 @@ SCENARIOS: dict[str, Scenario] = {
     "disconnect": Stage.disconnected,
     "resize": Stage.resized_primary_dies,
     "resize-peer": Stage.resized_secondary_dies,
+    "log-size": Stage.log_size_changed,
     "invalidate": Stage.invalidated,
 }
 # Points that another scenario leads to than their group's.
@@ -47,7 +48,7 @@ OTHERS: dict[str, Scenario] = {
 }
 WHOM = ("self", "both")
 # Groups that turn on the number of extents that are written.
-WIDE = ("log", "alone", "start")
+WIDE = ("log", "alone", "start", "log-size")
 # The protocols under which the points of a group are tried, C where it is not named.
 PROTOCOLS = {"write": "CAB", "apply": "CAB", "deferred": "AB"}
 
