@@ -19,6 +19,7 @@ last (it tells of one larger size, and of no smaller one).
 Pure: the caller locks and reads counters.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -42,17 +43,17 @@ MISSES_WORTH = 0.005
 # The speed of resyncs varies by so much without meaning anything.
 GOAL_SLACK = 1.25
 
-# The sample's list is searched from end to end. One extent in so many is sampled that the list reaches past the
-# largest log, or holds the whole volume.
+# The sample's list is searched from end to end, which takes 1 us where it is full: a write may pay for a tenth of that.
 _LIST_MAX = 256
-_EVERY = (1, 8, 64)
+# Up to so many extents of a volume one in so many is sampled: fewer where the list reaches past the largest log.
+_EVERY = ((256, 4), (4096, 16), (math.inf, 64))
 
 
 class ReuseCurve:
     """Reuse distances of the extents of one volume. `sampled` is for the path of a write: is this one to be noted?"""
 
     def __init__(self, volume_extents: int) -> None:
-        self.every = next((every for every in _EVERY if volume_extents <= every * _LIST_MAX), _EVERY[-1])
+        self.every = next(every for extents, every in _EVERY if volume_extents <= extents)
         self.mask = self.every - 1
         # Most recently used last.
         self._order: list[int] = []

@@ -72,6 +72,7 @@ class World:
         mirror.session.HEARTBEATS_PER_TIMEOUT = HEARTBEATS_PER_TIMEOUT
         mirror.log_sizer.LOOK_INTERVAL_S = LOG_LOOK_INTERVAL_S
         mirror.core.log_size.USES_MIN = 5
+        mirror.core.log_size._EVERY = ((float("inf"), 1),)
         nbd_server.volume.control = SimpleNamespace(ControlServer=_NoControl, FILE_NAME="")  # type: ignore[assignment]
         nbd_server.volume.load = lambda directory: self.machines[str(directory)[1:]].config
         root = logging.getLogger()
