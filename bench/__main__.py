@@ -31,6 +31,8 @@ MEASURE = "nbdkit file"
 GOAL_P50_RATIO = 3.5
 GOAL_RESYNC_MEGABYTES_PER_S = 300
 GOAL_MEMORY_BYTES = 80 * MIB
+GOAL_RESYNC_P99_RATIO = 2.0
+GOAL_RESYNC_PART = 0.3
 
 console = Console()
 Results = dict[str, dict[str, fio.Figures]]
@@ -110,6 +112,12 @@ def print_goals(results: Results, resynced: dict[str, Any] | None, memory: dict[
         speed = resynced["megabytes_per_s"]
         what = f"resync of {resynced['dirty_bytes'] / MIB:.0f} MiB: {speed:.0f} MB/s"
         print_goal(speed >= GOAL_RESYNC_MEGABYTES_PER_S, what, f"≥ {GOAL_RESYNC_MEGABYTES_PER_S}")
+        beside = resynced["beside_writes"]
+        what = f"writes beside it: p99 {beside['p99_us_beside']:.0f} µs, {beside['p99_ratio']:.2f} × that without"
+        print_goal(beside["p99_ratio"] <= GOAL_RESYNC_P99_RATIO, what, f"≤ {GOAL_RESYNC_P99_RATIO}")
+        part = beside["part_of_idle_speed"]
+        what = f"the resync beside them: {beside['megabytes_per_s']:.0f} MB/s, {100 * part:.0f} % of its idle speed"
+        print_goal(part >= GOAL_RESYNC_PART, what, f"≥ {100 * GOAL_RESYNC_PART:.0f} %")
     worst = max(
         ((size, f"{name}: {process}") for name, sizes in memory.items() for process, size in sizes.items()),
         default=None,
@@ -152,7 +160,7 @@ def run_all(
     resynced = None
     if dirty_bytes:
         with console.status("resync"):
-            resynced = resync.measure(directory / "resync", dirty_bytes)
+            resynced = resync.measure(directory / "resync", dirty_bytes, seconds)
         memory["after the resync"] = resynced["memory_bytes"]
     print_table(results)
     print_goals(results, resynced, memory)
