@@ -94,7 +94,7 @@ class LogSizer:
     def _run(self) -> None:
         while not self._wait():
             decision = self._decide()
-            if decision.slots is None or self._replica.role is not Role.PRIMARY or self._replica.failed:
+            if decision.slots is None or self._replica.role is not Role.PRIMARY:
                 continue
             try:
                 if self.change(decision.slots):
@@ -140,13 +140,13 @@ class LogSizer:
     def change(self, slots: int) -> bool:
         """Give the log this many slots. False when running requests did not end soon. Raises MirrorError."""
         replica, primary = self._replica, self._primary
+        self._check_keeps_log()
         if primary.session is not None:
             # Fewer blocks are durably dirty then, so fewer are compared after a crash.
             primary.flushes.run_round()
         leave_nothing_behind(replica)
         with self._at_rest():
-            if replica.role is not Role.PRIMARY or replica.failed or not replica.tracked:
-                raise OperatorError("only a primary with a sound disk and a peer keeps a log", remedy="see its status")
+            self._check_keeps_log()
             try:
                 changed = primary.pause(PAUSE_S) and self._change_held(slots)
             finally:
@@ -154,6 +154,12 @@ class LogSizer:
         # Those that a flush has made stable since.
         replica.persist_map()
         return changed
+
+    def _check_keeps_log(self) -> None:
+        """Not on a secondary: a flush round that loses the link there would begin a history."""
+        replica = self._replica
+        if replica.role is not Role.PRIMARY or replica.failed or not replica.tracked:
+            raise OperatorError("only a primary with a sound disk and a peer keeps a log", remedy="see its status")
 
     def _change_held(self, slots: int) -> bool:
         """No request runs; under A and B the peer may still have to apply what was answered."""

@@ -127,7 +127,9 @@ class Throttle:
         self._idle = now_s - self._busy_s >= IDLE_S
         self._note_stall(now_s, latencies_ns, running)
         if self._idle:
-            self._probing = False
+            if self._probing:
+                # It found nothing to measure: not tried again with the next single write.
+                self._probing, self._probe_ended_s = False, now_s
             return
         self._recent.extend(latencies_ns)
         if self._probing:

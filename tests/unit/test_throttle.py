@@ -219,6 +219,12 @@ def test_what_a_write_takes_without_a_resync_is_learnt_anew() -> None:
     assert world.speed(50.0, 60.0) > 0.9
 
 
+@pytest.mark.parametrize("rate", [1, 3, 6])
+def test_a_single_write_now_and_then_costs_little(rate: float) -> None:
+    world = World(HARMLESS, always(rate)).run(30.0)
+    assert world.speed(5.0, 30.0) > (0.8 if rate < 3 else 0.6)
+
+
 def test_probes_of_a_slow_writer_cost_about_a_twentieth() -> None:
     world = World(HARMLESS, always(50)).run(30.0)
     assert world.speed(10.0, 30.0) > 0.93
