@@ -182,7 +182,9 @@ class _Supervisor:
             log.warning(
                 "%s: nbdkit %s; starting it again%s", self._config.name, how, f" in {pause_s:g} s" if pause_s else ""
             )
-            memory_kept = self._memory_kept()
+            # A child that was not ready may not have recorded what the end before this process's beginning cost, and
+            # the descriptors held here tell only of what was lost since then.
+            memory_kept = was_ready and self._memory_kept()
             if self._asked_to_stop_within(pause_s):
                 return self._stopped(clean=False)
             child = self._start(resume=was_ready, memory_kept=memory_kept)

@@ -127,6 +127,8 @@ class Machine:
         self.cut = False
         # The last run did not end in order, so that only the parent can prove that nothing was forgotten.
         self.unclean = False
+        # This parent's nbdkit has opened the replica, so that what went before is recorded.
+        self.opened = False
         other = NAMES[1 - NAMES.index(name)]
         self.config = Config(
             name="vol",
@@ -184,6 +186,7 @@ class Machine:
         if self.unclean and not memory_kept:
             self.on_forgotten()
         self.unclean = True
+        self.opened = self.opened and memory_kept
         options = StartOptions(primary=primary, resume=resume, memory_kept=memory_kept)
         process = self.process = Process(self.name)
         self.world.note(self.name, f"starts{' as primary' if primary else ''}{' again (resume)' if resume else ''}")
@@ -195,6 +198,7 @@ class Machine:
                 if process.dead:
                     return
                 self.volume = volume
+                self.opened = True
                 volume.start()
             except MirrorError as error:
                 self.world.note(self.name, f"does not start: {error}")

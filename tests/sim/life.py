@@ -224,7 +224,8 @@ class Life:
             return
         machine.kill("nbdkit killed")
         self.killed(machine)
-        self.scheduler.at(0.05, lambda: machine.start(resume=True, memory_kept=True))
+        opened = machine.opened
+        self.scheduler.at(0.05, lambda: machine.start(resume=opened, memory_kept=opened))
 
     def _restart(self, machine: Machine, delay_s: float, primary: bool = False) -> None:
         def restart() -> None:
