@@ -207,8 +207,10 @@ class Runbook:
             self.scheduler.elapse(0.05)
             waited_s += 0.05
             if not any(machine.is_primary for machine in self.world.machines.values()):
-                # A command of before, a switch say, took its time.
-                self._decide(*self.world.machines.values())
+                # A command of before, a switch or a stop say, took its time.
+                self._start_all()
+                if all(machine.volume is not None for machine in self.world.machines.values()):
+                    self._decide(*self.world.machines.values())
         if waited_s >= 30.0:
             self.world.violate("no-deadlock", f"the last reads from {primary.name} do not end. " + self.why_stuck())
 
