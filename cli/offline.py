@@ -174,6 +174,7 @@ def status(directory: Path, config: Config) -> dict[str, Any]:
             "used": len(body.log.extents) if isinstance(body.log, Rebuilt) and body.found.crashed else 0,
             "hits": None,
             "misses": None,
+            **dict.fromkeys(("miss_rate", "resync_s", "goal_s", "bytes_per_s", "reason", "smaller", "larger")),
         },
         "io": None,
         "latency": None,

@@ -37,20 +37,26 @@ def _pairs(status: Status) -> Iterator[tuple[str, str | Text]]:
     yield "generation", status["generation"]
     dirty = status["dirty_bytes"]
     yield "dirty", Text(f"{size_text(dirty)} missing on the peer", "yellow") if dirty else "nothing"
-    if status["resync"]:
-        yield "resync", _resync(status["resync"])
-    if status["last_resync"]:
-        yield "last resync", _last_resync(status["last_resync"])
+    yield from _resyncs(status)
     yield from _compared(status)
     if status["resize"]:
         yield "resize", _resize(status["resize"])
-    yield "activity log", _activity_log(status["activity_log"])
+    yield from _activity_log(status["activity_log"])
     if status["io"]:
         yield from _io(status["io"])
     if status["latency"]:
         yield from _latency(status["latency"])
     if status.get("clients"):
         yield "clients", ", ".join(f"{who} ({count} connections)" for who, count in status["clients"].items())
+
+
+def _resyncs(status: Status) -> Iterator[tuple[str, str | Text]]:
+    if status["resync"]:
+        yield "resync", _resync(status["resync"])
+        if status["resync"]["limit"]:
+            yield "resync rate", _limit(status["resync"]["limit"])
+    if status["last_resync"]:
+        yield "last resync", _last_resync(status["last_resync"])
 
 
 def _compared(status: Status) -> Iterator[tuple[str, str | Text]]:
@@ -128,6 +134,13 @@ def _resync(resync: dict[str, Any]) -> str:
     return f"{resync['direction']}: {percent:.0f} % of {size_text(total)} at {size_text(resync['bytes_per_s'])}/s{left}"
 
 
+def _limit(limit: dict[str, Any]) -> str:
+    """How far the resync is held back, and why."""
+    share = f"{100 * limit['share']:.0f} %, " if limit["share"] < 1 else ""
+    most = f", at most {size_text(limit['bytes_per_s_max'])}/s" if limit["bytes_per_s_max"] else ""
+    return f"{share}{limit['reason']}{most}"
+
+
 def _resize(resize: dict[str, Any]) -> str:
     wanted = f"to {size_text(resize['next_size'])}: " if resize["next_size"] else ""
     return f"{wanted}{resize['stage']}"
@@ -180,9 +193,21 @@ def _proof(proof: dict[str, Any]) -> Text:
     return Text("waits for a primary, or the end of a resync", "yellow")
 
 
-def _activity_log(log: dict[str, Any]) -> str:
+def _activity_log(log: dict[str, Any]) -> Iterator[tuple[str, str]]:
     text = f"{log['used']} of {log['extents']} extents"
-    return text if log["hits"] is None else f"{text}, {log['hits']} hits, {log['misses']} misses"
+    yield "activity log", text if log["hits"] is None else f"{text}, {log['hits']} hits, {log['misses']} misses"
+    if log["resync_s"] is None:
+        return
+    goal = f" (resync_after_crash {duration_text(log['goal_s'])}: {log['reason']})" if log["goal_s"] else ""
+    yield "after a crash", _trade(log) + goal
+    for name in ("smaller", "larger"):
+        if log[name] is not None:
+            yield f"a {name} log", f"of {log[name]['extents']} extents: {_trade(log[name])}"
+
+
+def _trade(log: dict[str, Any]) -> str:
+    missed = f", {100 * log['miss_rate']:.1f} % of writes wait for a log record" if log["miss_rate"] is not None else ""
+    return f"at most {duration_text(log['resync_s'])} of resync{missed}"
 
 
 def _io(io: dict[str, int]) -> Iterator[tuple[str, str]]:

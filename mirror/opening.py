@@ -13,6 +13,7 @@ from mirror.core.activity_log import ActivityLog
 from mirror.core.dirty_map import DirtyMap
 from mirror.core.errors import OperatorError
 from mirror.core.layout import Superblock
+from mirror.core.log_size import ReuseCurve
 from mirror.core.map_pages import read_map_pages
 from mirror.core.recovery import Dirty, Recovery
 from mirror.replica import FORGOTTEN, Replica
@@ -31,11 +32,14 @@ def open_replica(
     *,
     name: str,
     protocol: str,
-    log_slots: int,
+    log_slots: int | None,
     tracked: bool,
     memory_kept: bool,
 ) -> tuple[Replica, list[str]]:
-    """The replica, and what its operator should know of it. Raises MirrorError that names what is wrong."""
+    """The replica, and what its operator should know of it. Raises MirrorError that names what is wrong.
+
+    `log_slots` None: as many as the log had before.
+    """
     store = Store.open(directory, data_path, runtime=runtime)
     try:
         superblock, notes = read_superblock(store)
@@ -58,9 +62,10 @@ def open_replica(
         known_boot = superblock.boot_id != FORGOTTEN
         kept = known_boot and (not found.crashed or (memory_kept and superblock.boot_id == runtime.boot_id()))
         books = runtime.lock()
-        activity_log = ActivityLog(log_slots, epoch=superblock.log_epoch + 1)
-        suspects, forgotten, suspect_notes = open_suspects(runtime, store, books, superblock.size_bytes)
         extents = layout.Geometry(superblock.size_bytes).extents
+        slots = superblock.log_slots if log_slots is None else log_slots
+        activity_log = ActivityLog(slots, epoch=superblock.log_epoch + 1, reuse=ReuseCurve(extents))
+        suspects, forgotten, suspect_notes = open_suspects(runtime, store, books, superblock.size_bytes)
         unproven = Unproven(runtime, store, books, extents, activity_log)
         notes += [*suspect_notes, *unproven.load(ring, forgotten)]
         # Only now: what a page held that can't be read is to be compared, and that is durable.
@@ -83,7 +88,7 @@ def open_replica(
         store.reset_log(found.mend)
         replica.update(
             log_epoch=superblock.log_epoch + 1,
-            log_slots=log_slots,
+            log_slots=slots,
             protocol=protocol,
             clean=False,
             # Once forgotten, always forgotten until the peer has brought everything back (duty g9).

@@ -22,6 +22,7 @@ from mirror.core.generation import Action, Outcome, Standing
 from mirror.core.limits import DATA_STREAMS, SYNC_STREAMS
 from mirror.core.policy import REFUSE_ALWAYS, Policies
 from mirror.core.states import ConnectionState, DiskState, Role
+from mirror.core.throttle import AUTO, Rate
 from mirror.core.wire import Header, MessageType, words
 from mirror.handshake import Conversation, Plan, Refusal, Wait
 from mirror.link import Listener, Stream, dial
@@ -60,6 +61,7 @@ class Settings:
     peer_timeout_s: float
     disk_timeout_s: float
     policies: Policies = REFUSE_ALWAYS
+    resync_rate: Rate = AUTO
 
 
 class Peer:
@@ -566,7 +568,9 @@ class Peer:
             ]
             if state is ConnectionState.SYNC_SOURCE:
                 assert plan.their_suspects is not None, "a source has selected what it copies"
-                self.source = SyncSource(self._primary, session, plan.their_suspects, self._source_done)
+                self.source = SyncSource(
+                    self._primary, session, plan.their_suspects, self._source_done, self.settings.resync_rate
+                )
                 self.plan = self.forecast(plan.outcome, plan.mine, plan.theirs, self.source.total_bytes)
                 # The target knows how many blocks each map names, not how many both.
                 with contextlib.suppress(LinkLost):  # seen by whoever reads the stream

@@ -432,6 +432,11 @@ class Primary:
                 self._changed.wait()
             return ticket
 
+    def unanswered(self) -> int:
+        """Changes on their way, chunks of a resync and repairs among them."""
+        with self._books:
+            return self._ranges.unanswered()
+
     def unlock_range(self, ticket: Ticket) -> None:
         with self._books:
             if self._ranges.unlock(ticket):

@@ -137,6 +137,12 @@ class Session:
 
     # The end
 
+    def rest(self, timeout_s: float) -> None:
+        """Let time pass. Raises LinkLost as soon as the session has ended."""
+        with self._changed:
+            if self._changed.wait_for(lambda: self.ended, timeout_s):
+                raise LinkLost(self.reason)
+
     def end(self, reason: str, orderly: bool = False) -> None:
         """End the session for good; the first reason stands. `orderly`: somebody wanted it so."""
         with self._changed:

@@ -17,15 +17,17 @@ from mirror.core import resync
 from mirror.core.dirty_map import DirtyMap
 from mirror.core.errors import LinkLost, MirrorError, PeerError
 from mirror.core.generation import Action
-from mirror.core.limits import RESYNC_CHUNK_BYTES, RESYNC_STABLE_BYTES, SYNC_STREAMS
+from mirror.core.limits import RESYNC_STABLE_BYTES, SYNC_STREAMS
 from mirror.core.resync import Action as BlockAction
 from mirror.core.resync import Compression, Progress
 from mirror.core.selection import both
+from mirror.core.throttle import AUTO, Rate
 from mirror.core.wire import Flag, MessageType, crc32c
 from mirror.driven import say_extents
 from mirror.link import Stream
 from mirror.primary import Primary, describe_errno
 from mirror.replica import Replica
+from mirror.resync_pace import Pace
 from mirror.runtime import Thread
 from mirror.session import Session
 
@@ -42,7 +44,12 @@ class SyncSource:
     """
 
     def __init__(
-        self, primary: Primary, session: Session, their_suspects: DirtyMap, on_done: Callable[[Session], None]
+        self,
+        primary: Primary,
+        session: Session,
+        their_suspects: DirtyMap,
+        on_done: Callable[[Session], None],
+        rate: Rate = AUTO,
     ) -> None:
         self._on_done = on_done
         self._primary = primary
@@ -64,25 +71,31 @@ class SyncSource:
                 self._replica.unproven.add(self._replica.dirty.extents())
         self.progress = Progress(self.total_bytes)
         self._compression = Compression()
+        self._pace = Pace(primary, session, rate)
         self._reported_s = 0.0
         self._threads: list[Thread] = []
 
     def start(self) -> None:
         self._running = SYNC_STREAMS
-        self._threads = [self._runtime.spawn(f"resync-{i}", self._copy) for i in range(SYNC_STREAMS)]
+        self._threads = [self._runtime.spawn(f"resync-{i}", self._copy, i) for i in range(SYNC_STREAMS)]
 
     def join(self) -> None:
         for thread in self._threads:
             thread.join()
 
-    def _copy(self) -> None:
+    def _copy(self, number: int) -> None:
         """Body of each of the resync threads; the last one to run out of work finishes the resync."""
+        pace = self._pace
         try:
             stream = self._session.borrow_sync()
+            pace.wait(number)
             while (chunk := self._next()) is not None:
                 self._copy_chunk(stream, *chunk)
                 self._report()
                 self._stabilise_at_times()
+                pace.done(number, chunk[1])
+                pace.wait(number)
+            pace.leave(number)
             self._session.give_back_sync(stream)
             with self._replica.books:
                 self._running -= 1
@@ -96,7 +109,7 @@ class SyncSource:
 
     def _next(self) -> tuple[int, int] | None:
         with self._replica.books:
-            run = self._replica.dirty.next_run(self._cursor, RESYNC_CHUNK_BYTES)
+            run = self._replica.dirty.next_run(self._cursor, self._pace.chunk_bytes)
             if run is not None:
                 self._cursor = run[0] + run[1]
             return run
@@ -212,6 +225,10 @@ class SyncSource:
             "bytes_per_s": round(self.progress.bytes_per_s),
             "eta_s": self.progress.eta_s,
         }
+
+    def limit(self) -> dict[str, Any]:
+        """How far the resync is held back, and why."""
+        return self._pace.status()
 
     def result(self) -> dict[str, Any]:
         return {

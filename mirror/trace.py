@@ -4,6 +4,10 @@ A histogram has eight buckets for each power of two of microseconds, so a percen
 """
 
 import time
+from collections import deque
+
+# Latencies kept for whoever asks for those of late: more than come in between two looks of a resync's throttle.
+RECENT_WRITES = 4096
 
 
 class Histogram:
@@ -47,11 +51,14 @@ class Trace:
         self.flushes = self.trims = self.trimmed_bytes = self.zeroes = self.zeroed_bytes = 0
         self.write_latency = Histogram()
         self.flush_latency = Histogram()
+        self._recent_writes: deque[int] = deque(maxlen=RECENT_WRITES)
 
     start = staticmethod(time.perf_counter_ns)
 
     def write(self, started_ns: int, length: int) -> None:
-        self.write_latency.add(time.perf_counter_ns() - started_ns)
+        duration_ns = time.perf_counter_ns() - started_ns
+        self.write_latency.add(duration_ns)
+        self._recent_writes.append(duration_ns)
         self.writes += 1
         self.written_bytes += length
 
@@ -70,6 +77,11 @@ class Trace:
     def zeroed(self, length: int) -> None:
         self.zeroes += 1
         self.zeroed_bytes += length
+
+    def take_recent_writes(self) -> list[int]:
+        """The latencies in nanoseconds of the writes since the last call, at most RECENT_WRITES; for one caller."""
+        recent = self._recent_writes
+        return [recent.popleft() for _ in range(len(recent))]
 
     def counters(self) -> dict[str, int]:
         return {

@@ -20,8 +20,16 @@ from typing import Any, Literal, NamedTuple
 from urllib.parse import quote
 
 from mirror.core.errors import OperatorError
-from mirror.core.limits import LOG_SLOTS_DEFAULT, LOG_SLOTS_MAX, LOG_SLOTS_MIN, NAME_MAX_CHARACTERS, SPIN_US_MAX
+from mirror.core.limits import (
+    KIB,
+    LOG_SLOTS_DEFAULT,
+    LOG_SLOTS_MAX,
+    LOG_SLOTS_MIN,
+    NAME_MAX_CHARACTERS,
+    SPIN_US_MAX,
+)
 from mirror.core.policy import ALLOWED, Policies, Policy
+from mirror.core.throttle import AUTO, FULL, Rate
 
 FILE_NAME = "volume.toml"
 SOCKET_NAME = "nbd.sock"
@@ -42,6 +50,15 @@ HOST_CHARACTERS_MAX = 253
 LABEL_MAX = 63
 
 _NAME = re.compile(r"[A-Za-z0-9._-]+")
+# The words of `resync_rate`; anything else is a number of bytes a second.
+_RATES = {"auto": AUTO, "full": FULL}
+_BYTES = re.compile(r"([0-9]{1,15})([KMG]?)(?:i?B)?")
+_UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
+_DURATION = re.compile(r"([0-9]{1,6})(s|m)")
+RESYNC_AFTER_CRASH_S_MAX = 3600
+# Slower than this a resync of any size is as good as none.
+RESYNC_BYTES_PER_S_MIN = 64 * KIB
+
 _HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9-]*[A-Za-z0-9])?(\.[A-Za-z0-9]([A-Za-z0-9-]*[A-Za-z0-9])?)*\.?")
 
 Protocol = Literal["A", "B", "C"]
@@ -106,7 +123,9 @@ class Config:
     wait_for_peer_s: float = 3.0
     disk_timeout_s: float = 30.0
     spin: str | int = "auto"
+    resync_rate: str = "auto"
     activity_log_extents: int = LOG_SLOTS_DEFAULT
+    resync_after_crash: str | None = None
     split_brain_no_primary: Policy = Policy.REFUSE
     split_brain_one_primary: Policy = Policy.REFUSE
     split_brain_two_primaries: Policy = Policy.REFUSE
@@ -114,6 +133,20 @@ class Config:
     @property
     def policies(self) -> Policies:
         return Policies(self.split_brain_no_primary, self.split_brain_one_primary, self.split_brain_two_primaries)
+
+    @property
+    def rate(self) -> Rate:
+        """What `resync_rate` means."""
+        return parse_rate(self.resync_rate)
+
+    @property
+    def log_slots(self) -> int | None:
+        """The fixed size of the activity log; None: by `resync_after_crash`."""
+        return self.activity_log_extents if self.resync_after_crash is None else None
+
+    @property
+    def resync_after_crash_s(self) -> float | None:
+        return None if self.resync_after_crash is None else parse_duration_s(self.resync_after_crash)
 
     def data_path(self, directory: Path) -> Path:
         return self.backing if self.backing is not None else directory / "data"
@@ -202,6 +235,30 @@ def parse_endpoint(text: str) -> Endpoint:
     raise ValueError(f"must be unix:PATH or tcp:ADDRESS:PORT, like tcp:127.0.0.1:{NBD_DEFAULT_PORT}")
 
 
+def parse_rate(text: str) -> Rate:
+    """`auto`, `full`, or a cap in bytes a second like 100M; units are powers of 1024."""
+    if text in _RATES:
+        return _RATES[text]
+    found = _BYTES.fullmatch(text)
+    if found is None:
+        raise ValueError(f'is {_shown(text)}, it must be "auto", "full" or bytes a second like "100M"')
+    bytes_per_s = int(found[1]) * _UNITS[found[2]]
+    if bytes_per_s < RESYNC_BYTES_PER_S_MIN:
+        raise ValueError(f'is {_shown(text)}, it must be "{RESYNC_BYTES_PER_S_MIN // KIB}K" or more')
+    return Rate(bytes_per_s, governed=True)
+
+
+def parse_duration_s(text: str) -> float:
+    """`30s` or `2m` -> seconds."""
+    found = _DURATION.fullmatch(text)
+    if found is None:
+        raise ValueError(f'is {_shown(text)}, it must be seconds or minutes like "30s" or "2m"')
+    seconds = int(found[1]) * (60 if found[2] == "m" else 1)
+    if not 1 <= seconds <= RESYNC_AFTER_CRASH_S_MAX:
+        raise ValueError(f'is {_shown(text)}, it must be from "1s" to "{RESYNC_AFTER_CRASH_S_MAX // 60}m"')
+    return float(seconds)
+
+
 def is_loopback(address: Address | tuple[str, int]) -> bool:
     """Whether this address can't leave the machine. A host name other than localhost may resolve to anything: no."""
     host = address[0]
@@ -234,6 +291,18 @@ def _backing(value: object) -> Path:
     if not text.startswith("/") or "\0" in text:
         raise ValueError(f"must be an absolute path, not {_shown(value)}")
     return Path(text)
+
+
+def _rate(value: object) -> str:
+    text = _text(value)
+    parse_rate(text)
+    return text
+
+
+def _duration(value: object) -> str:
+    text = _text(value)
+    parse_duration_s(text)
+    return text
 
 
 def _flag(value: object) -> bool:
@@ -306,7 +375,9 @@ _SETTINGS: dict[str, Callable[[object], Any]] = {
     "wait_for_peer_s": _seconds(0, 600),
     "disk_timeout_s": _seconds(1, 600),
     "spin": _spin,
+    "resync_rate": _rate,
     "activity_log_extents": _whole_number(LOG_SLOTS_MIN, LOG_SLOTS_MAX),
+    "resync_after_crash": _duration,
     "split_brain_no_primary": _policy("no_primary"),
     "split_brain_one_primary": _policy("one_primary"),
     "split_brain_two_primaries": _policy("two_primaries"),
@@ -401,6 +472,11 @@ def parse(text: str, path: Path) -> Config:
             f"{path}: `listen` and `peer` are the same address, {values['peer']}",
             remedy="`peer` is the address where the other replica listens",
         )
+    if "activity_log_extents" in values and "resync_after_crash" in values:
+        raise ConfigError(
+            f"{path}: `activity_log_extents` and `resync_after_crash` both set the size of the activity log",
+            remedy="take one of the two lines away: the first fixes the size, the second lets the volume choose it",
+        )
     return Config(**values)
 
 
@@ -480,8 +556,15 @@ protocol = {_quoted(config.protocol)}
 # instead of sleeping while the volume finds that this pays, "off" never does, a number does for so many microseconds.
 {_line("spin", config.spin, default.spin)}
 
+# How fast a resync may go: "auto" holds it back as far as clients' writes need it, to 30 % of its speed at most;
+# "full" never does; "100M" is "auto" and never more than so many bytes a second.
+{_line("resync_rate", config.resync_rate, default.resync_rate)}
+
 # Extents of 4 MiB that may be written at a time without a metadata write; also what is compared after a crash.
 {_line("activity_log_extents", config.activity_log_extents, default.activity_log_extents)}
+
+# Instead: how long a resync after a crash may take at most. The volume measures, and chooses the extents itself.
+{_line("resync_after_crash", config.resync_after_crash, None, "30s")}
 
 # What to do when both replicas were written to while apart (split brain), by the number of primaries when they meet
 # again; the same on both replicas. "refuse": stay apart until the operator decides. "discard-zero-changes": the one

@@ -182,7 +182,8 @@ class _Supervisor:
             log.warning(
                 "%s: nbdkit %s; starting it again%s", self._config.name, how, f" in {pause_s:g} s" if pause_s else ""
             )
-            # Before the first one was ready it may not have recorded what was forgotten before this process began.
+            # A child that was not ready may not have recorded what the end before this process's beginning cost, and
+            # the descriptors held here tell only of what was lost since then.
             memory_kept = was_ready and self._memory_kept()
             if self._asked_to_stop_within(pause_s):
                 return self._stopped(clean=False)

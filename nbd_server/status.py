@@ -23,6 +23,7 @@ def of_server(
     clients: dict[str, int],
     notes: list[str],
     resize_stage: str,
+    log_trade: dict[str, Any],
 ) -> dict[str, Any]:
     """Everything about a replica that is being served; docs/operations.md describes each key."""
     known = replica.superblock
@@ -33,7 +34,7 @@ def of_server(
         dirty_bytes = replica.dirty.dirty_bytes
         suspects = replica.suspects.status()
         activity_log = {
-            "extents": replica.log.slots,
+            **log_trade,
             "used": replica.log.used,
             "hits": replica.log.hits,
             "misses": replica.log.misses,
@@ -145,9 +146,9 @@ def _resync(peer: Peer | None) -> dict[str, Any] | None:
         return None
     source, progress = peer.source, peer.target_progress
     if peer.state is ConnectionState.SYNC_SOURCE and source is not None:
-        return {"direction": "to the peer", **source.status()}
+        return {"direction": "to the peer", **source.status(), "limit": source.limit()}
     unknown = {"done_bytes": 0, "total_bytes": 0, "bytes_per_s": 0, "eta_s": None}
-    return {"direction": "from the peer", **(progress or unknown)}
+    return {"direction": "from the peer", **(progress or unknown), "limit": None}
 
 
 def _retry(peer: Peer | None) -> dict[str, Any] | None:

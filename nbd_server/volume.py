@@ -16,9 +16,11 @@ from typing import Any
 from mirror.core import generation, states
 from mirror.core.errors import LinkLost, MirrorError, NotPrimary, OperatorError
 from mirror.core.generation import Action, Kind
+from mirror.core.limits import LOG_SLOTS_MAX, LOG_SLOTS_MIN
 from mirror.core.spin import Spin
 from mirror.core.states import ConnectionState, DiskState, Refused, Role
 from mirror.handshake import TARGET, Refusal
+from mirror.log_sizer import LogSizer
 from mirror.opening import open_replica
 from mirror.peer import Peer, Settings
 from mirror.primary import Gate, Primary
@@ -36,6 +38,8 @@ log = logging.getLogger(__name__)
 
 # Running requests get this long to end before a role change gives up; a slow disk needs more than a peer timeout.
 DRAIN_TIMEOUT_S = 10.0
+# What can be done later waits no longer for a role to change or a handshake to end.
+NOTHING_CHANGES_PATIENCE_S = 0.2
 # A running handshake is waited for beyond `wait_for_peer_s`, because its outcome decides.
 HANDSHAKE_PATIENCE_S = 10.0
 # A start as primary after a crash first brings the extents of its log up: at most the log's size, mostly just compared.
@@ -91,6 +95,7 @@ class Volume:
         self._stopping = False
         self._switch_refusal = ""
         self._resize = Resize(replica)
+        self._log_sizer = LogSizer(self._primary, config.resync_after_crash_s, self._nothing_changes)
         self._until_connected: list[str] = []
         self._control = control.ControlServer(directory / control.FILE_NAME, self._command, runtime)
         self.read_into = self._primary.read_into
@@ -109,7 +114,7 @@ class Volume:
             config.data_path(directory),
             name=config.name,
             protocol=config.protocol,
-            log_slots=config.activity_log_extents,
+            log_slots=config.log_slots,
             tracked=config.peer is not None,
             memory_kept=options.memory_kept,
         )
@@ -137,10 +142,12 @@ class Volume:
             self._config.peer_timeout_s,
             self._config.disk_timeout_s,
             self._config.policies,
+            self._config.rate,
         )
         self._peer = Peer(self._replica, self._primary, settings, self._answer_peer)
         was_primary = self._replica.crashed_primary
         self._peer.start()
+        self._log_sizer.start()
         if self._options.resume:
             if was_primary:
                 self._resume_primary()
@@ -332,6 +339,7 @@ class Volume:
             "diff": lambda: outlook.diff(self._with_peer(), self._replica, request.get("limit")),
             "verify": lambda: self._with_peer().verifier.command(request),
             "resize": lambda: self.resize(request.get("size")),
+            "log_extents": lambda: self.set_log_extents(request.get("extents")),
         }
         command = commands.get(request["command"])
         if command is None:
@@ -502,6 +510,32 @@ class Volume:
                 raise OperatorError("this replica stops", remedy="resize after the next start")
             return _said(*self._resize.grow(self._peer, size_bytes))
 
+    def set_log_extents(self, extents: object) -> dict[str, Any]:
+        """Let the activity log have room for so many extents, until the volume chooses another size or starts anew.
+
+        No verb of the command line: for tests, and for who wants to try a size.
+        """
+        if type(extents) is not int or not LOG_SLOTS_MIN <= extents <= LOG_SLOTS_MAX:
+            raise OperatorError(
+                "a log needs a number of extents", remedy=f"give one from {LOG_SLOTS_MIN} to {LOG_SLOTS_MAX}"
+            )
+        if not self._log_sizer.change(extents):
+            raise OperatorError("the running requests did not end soon enough", remedy="try again")
+        return _said(f"the activity log has room for {extents} extents now")
+
+    @contextlib.contextmanager
+    def _nothing_changes(self) -> Iterator[None]:
+        """No role changes, nobody shakes hands, the replica stays open. Raises OperatorError when that can't be now."""
+        if not self._role_lock.acquire(timeout=NOTHING_CHANGES_PATIENCE_S):
+            raise OperatorError("a role is changing", remedy="try again")
+        try:
+            if self._stopping:
+                raise OperatorError("this replica stops")
+            with self._with_peer().no_handshake(NOTHING_CHANGES_PATIENCE_S):
+                yield
+        finally:
+            self._role_lock.release()
+
     def _part(self, session: Session, reason: str) -> None:
         """Leave a session in order: the secondary learns that it will be Outdated, if there is a primary."""
         try:
@@ -629,6 +663,7 @@ class Volume:
         """End in order within about `timeout_s`: True when everything is stable and marked clean."""
         self._stopping = True
         self._resize.stop(self._peer)
+        self._log_sizer.stop()
         primary, replica = self._primary, self._replica
         deadline_s = self._runtime.now_s() + timeout_s
         locked = self._role_lock.acquire(timeout=timeout_s / 4)
@@ -675,6 +710,7 @@ class Volume:
     def _close(self, clean: bool) -> bool:
         replica = self._replica
         self._resize.join()
+        self._log_sizer.join()
         try:
             replica.persist_map()
             if not replica.failed:
@@ -695,7 +731,14 @@ class Volume:
         notes = [*self._notes, *self._until_connected]
         clients = self._lease.clients()
         return status.of_server(
-            self._config, self._replica, self._primary, self._peer, clients, notes, self._resize.stage
+            self._config,
+            self._replica,
+            self._primary,
+            self._peer,
+            clients,
+            notes,
+            self._resize.stage,
+            self._log_sizer.status(),
         )
 
 

@@ -31,6 +31,7 @@ from typing import Final, Literal
 from mirror.core.errors import DamagedRecord, UnknownVersion
 from mirror.core.layout import LogRecord, decode_log_record, ring_position
 from mirror.core.limits import LOG_CHANGES_MAX, LOG_RING_RECORDS, LOG_SLICE, LOG_SLOTS_MAX
+from mirror.core.log_size import ReuseCurve, sampled
 
 Range = tuple[int, int]
 
@@ -99,7 +100,23 @@ class ActivityLog:
     extents then wait for round 1.
     """
 
-    def __init__(self, slots: int, next_sequence: int = 1, *, epoch: int, table: Sequence[int | None] = ()) -> None:
+    def __init__(
+        self,
+        slots: int,
+        next_sequence: int = 1,
+        *,
+        epoch: int,
+        table: Sequence[int | None] = (),
+        reuse: ReuseCurve | None = None,
+    ) -> None:
+        self.hits = 0
+        self.misses = 0
+        self._stable_round = 0
+        # What other sizes would hold, for whoever chooses the size.
+        self.reuse = reuse
+        self._begin(epoch, slots, next_sequence, table)
+
+    def _begin(self, epoch: int, slots: int, next_sequence: int, table: Sequence[int | None]) -> None:
         if not 1 <= slots <= LOG_SLOTS_MAX:
             raise ValueError(f"a log of {slots} slots")
         assert epoch >= 1, "epoch 0 is that of blank records"
@@ -107,9 +124,6 @@ class ActivityLog:
         self.slots = slots
         self.epoch = epoch
         self.next_sequence = next_sequence
-        self.hits = 0
-        self.misses = 0
-        self._stable_round = 0
         self._table: list[int | None] = list(table) or [None] * slots
         # Least recently used first.
         self._hot: OrderedDict[int, _Hot] = OrderedDict()
@@ -121,6 +135,20 @@ class ActivityLog:
                 self._free.append(slot)
             else:
                 self._hot[extent] = _Hot(slot, 1)
+
+    @property
+    def quiet(self) -> bool:
+        """No extent is held, and no transaction under way."""
+        return self._pending is None and not any(entry.count for entry in self._hot.values())
+
+    def begin_epoch(self, epoch: int, slots: int) -> None:
+        """Go on empty, with another number of slots: the superblock names the epoch durably, so the ring says nothing.
+
+        Before that, whatever this log named was stable on both or durably dirty (invariant log-before-write).
+        """
+        assert self.quiet, "extents are held"
+        assert epoch > self.epoch, f"epoch {epoch} after {self.epoch}"
+        self._begin(epoch, slots, 1, ())
 
     @property
     def used(self) -> int:
@@ -139,7 +167,11 @@ class ActivityLog:
     def hold(self, first_extent: int, last_extent: int) -> bool:
         """Hold the extents if all are hot; else take nothing."""
         hot = self._hot
+        reuse = self.reuse
         if first_extent == last_extent:
+            # log_size.sampled, without a call.
+            if reuse is not None and not (first_extent + 1) * 2654435761 >> 26 & reuse.mask:
+                reuse.note(first_extent)
             entry = hot.get(first_extent)
             if entry is None:
                 self.misses += 1
@@ -149,6 +181,10 @@ class ActivityLog:
             self.hits += 1
             return True
         extents = range(first_extent, last_extent + 1)
+        if reuse is not None:
+            for extent in extents:
+                if sampled(extent, reuse.mask):
+                    reuse.note(extent)
         if not all(extent in hot for extent in extents):
             self.misses += 1
             return False

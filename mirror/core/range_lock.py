@@ -96,6 +96,10 @@ class RangeLock:
                         return True
         return False
 
+    def unanswered(self) -> int:
+        """How many changes are held or wait, and were not answered yet."""
+        return len({id(one) for bucket in self._buckets.values() for one in bucket if not one.answered})
+
     @property
     def idle(self) -> bool:
         """Nothing is held and nobody waits."""

@@ -239,6 +239,19 @@ RESIZE_PEER = {
     "resize-peer-committed": Point(_RESIZE + "Resize._commit_for_peer", AFTER),
 }
 
+_LOG_SIZE = "mirror.log_sizer:"
+LOG_SIZE = {
+    "log-size-begins": Point(_LOG_SIZE + "leave_nothing_behind", BEFORE),
+    "log-size-held": Point(_LOG_SIZE + "LogSizer._change_held", BEFORE),
+    "log-size-map": Point(_LOG_SIZE + "leave_nothing_behind", AFTER, inside=_LOG_SIZE + "LogSizer._change_held"),
+    "log-size-first-copy": Point(_META_WRITE, AFTER, inside=_LOG_SIZE + "begin_epoch"),
+    "log-size-torn": Point(_META_WRITE, TORN, inside=_LOG_SIZE + "begin_epoch"),
+    "log-size-second-copy-torn": Point(_META_WRITE, TORN, inside=_LOG_SIZE + "begin_epoch", call=2),
+    "log-size-recorded": Point(_REPLICA + "update", AFTER, inside=_LOG_SIZE + "begin_epoch"),
+    "log-size-begun": Point(_LOG_SIZE + "begin_epoch", AFTER),
+    "log-size-changed": Point(_LOG_SIZE + "LogSizer.change", AFTER),
+}
+
 INVALIDATE = {
     "void-begins": Point(_META + "write_superblock", BEFORE),
     "void-torn": Point(_META_WRITE, TORN, inside=_META + "write_superblock", call=1),
@@ -266,6 +279,7 @@ GROUPS = {
     "disconnect": DISCONNECT,
     "resize": RESIZE,
     "resize-peer": RESIZE_PEER,
+    "log-size": LOG_SIZE,
     "invalidate": INVALIDATE,
     "create": CREATE,
 }

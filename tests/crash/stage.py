@@ -139,10 +139,11 @@ class Stage:
 
     # -- scenarios ----------------------------------------------------------------------------------------------
 
-    def primary_while_writing(self, **shape: object) -> None:
+    def primary_while_writing(self, lead_there: Callable[[], object] = lambda: None, **shape: object) -> None:
         """Its peer takes over when the whole replica is gone; nbdkit alone takes up its role again."""
         writer = self.writer(**shape)
         self.arm(self.primary)
+        lead_there()
         self.wait_death(self.primary)
         writer.ended_by_loss()
         if self.whom == "both":
@@ -157,6 +158,15 @@ class Stage:
     def primary_while_its_log_is_full(self) -> None:
         """No flush frees slots of the log: it must make room itself."""
         self.primary_while_writing(flush_every=0, zeroes=0)
+
+    def log_size_changed(self) -> None:
+        """The log grows under writes; whichever of the two counts after the death names all that may differ."""
+
+        def ask() -> None:
+            # Refused while writes do not end soon enough: asked again until nobody answers.
+            wait_for(lambda: self.primary.ask({"command": "log_extents", "extents": 2 * EXTENTS_IN_LOG}) is None, 15)
+
+        self.primary_while_writing(ask)
 
     def primary_while_zeroing(self) -> None:
         """One zero of several pieces; without an answer any of it may have been done."""

@@ -4,18 +4,22 @@ One pair goes through all points of a group. `make test` has each point once, `m
 kind of death and protocol.
 """
 
+import contextlib
 import functools
 import importlib
+import os
 import random
+import signal
 from pathlib import Path
 
 import pytest
 
 from nbd_server.config import FILE_NAME, INTERRUPTED_NAME
-from tests.crash.deaths import command_and_die
+from tests.crash.deaths import Deaths, command_and_die
 from tests.crash.points import GROUPS, POINTS
 from tests.crash.stage import Scenario, Stage
-from tests.integration.cluster import Cluster, nbdmirror
+from tests.integration.cluster import Cluster, Replica, nbdmirror
+from tests.integration.processes import wait_for
 
 # For each group of points: the scenario that leads to them.
 SCENARIOS: dict[str, Scenario] = {
@@ -37,6 +41,7 @@ SCENARIOS: dict[str, Scenario] = {
     "disconnect": Stage.disconnected,
     "resize": Stage.resized_primary_dies,
     "resize-peer": Stage.resized_secondary_dies,
+    "log-size": Stage.log_size_changed,
     "invalidate": Stage.invalidated,
 }
 # Points that another scenario leads to than their group's.
@@ -47,7 +52,7 @@ OTHERS: dict[str, Scenario] = {
 }
 WHOM = ("self", "both")
 # Groups that turn on the number of extents that are written.
-WIDE = ("log", "alone", "start")
+WIDE = ("log", "alone", "start", "log-size")
 # The protocols under which the points of a group are tried, C where it is not named.
 PROTOCOLS = {"write": "CAB", "apply": "CAB", "deferred": "AB"}
 
@@ -90,6 +95,31 @@ def test_the_primary_dies_while_it_meets_its_peer(cluster: Cluster, rng: random.
         for point in GROUPS["handshake"]:
             stage.perform(Stage.meeting_of_primary, point, whom)
     stage.end()
+
+
+def test_an_nbdkit_that_died_before_it_was_ready_proves_no_memory(cluster: Cluster) -> None:
+    """What was lost before its parent began to look may not have been recorded yet."""
+    replica = cluster.replica("a")
+    replica.create("64M")
+    replica.allow("nbdkit was killed")
+    deaths = Deaths(replica)
+    for ready_first, words in ((False, ("resume=0", "memory_kept=0")), (True, ("resume=1", "memory_kept=1"))):
+        if ready_first:
+            replica.wait_ready()
+            os.kill(replica.nbdkit_pids()[0], signal.SIGKILL)
+        else:
+            deaths.arm("start-read", "self")
+            replica.launch()
+            deaths.wait()
+        wait_for(lambda words=words: set(words) <= set(arguments_of(replica)), 10, f"an nbdkit with {words}")  # type: ignore[misc]
+    replica.stop()
+
+
+def arguments_of(replica: Replica) -> list[str]:
+    for pid in replica.nbdkit_pids():
+        with contextlib.suppress(OSError):
+            return Path(f"/proc/{pid}/cmdline").read_text().split("\0")
+    return []
 
 
 @pytest.mark.parametrize("point", GROUPS["create"])

@@ -209,18 +209,24 @@ class Replica:
 
     def peek(self) -> dict[str, Any] | None:
         """The same from the control socket, without the price of starting Python: for polling. None: no answer."""
+        reply = self.ask({"command": "status"})
+        return reply["result"] if reply is not None and reply.get("ok") else None
+
+    def ask(self, request: dict[str, object]) -> dict[str, Any] | None:
+        """What the control socket replies. None: no answer."""
         try:
             with socket.socket(socket.AF_UNIX) as control:
                 control.settimeout(2.0)
                 control.connect(str(self.directory / "control.sock"))
-                control.sendall(b'{"command": "status"}\n')
+                control.sendall(json.dumps(request).encode() + b"\n")
                 answer = control.makefile("rb").readline()
         except OSError:
             return None
         if not answer:
             return None
         reply = json.loads(answer)
-        return reply["result"] if reply.get("ok") else None
+        assert isinstance(reply, dict)
+        return reply
 
     def wait_status(self, timeout_s: float = 10.0, **wanted: object) -> dict[str, Any]:
         """Wait until every key of the status has the wanted value (a callable is asked); `peer__role` is peer.role."""

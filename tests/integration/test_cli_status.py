@@ -40,7 +40,8 @@ KEYS: dict[str, Any] = {
 def check_keys(status: dict[str, Any]) -> None:
     assert [key for key, kind in KEYS.items() if not isinstance(status.get(key, ...), kind)] == [], status
     assert sorted(status["peer"]) == ["address", "disk", "role"]
-    assert sorted(status["activity_log"]) == ["extents", "hits", "misses", "used"]
+    trade = ["bytes_per_s", "goal_s", "larger", "miss_rate", "reason", "resync_s", "smaller"]
+    assert sorted(status["activity_log"]) == sorted([*trade, "extents", "hits", "misses", "used"])
 
 
 def test_keys_from_disk_and_from_the_server(cluster: Cluster) -> None:

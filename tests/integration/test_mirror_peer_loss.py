@@ -95,6 +95,24 @@ def test_writes_go_on_during_the_resync(cluster: Cluster, rng: random.Random) ->
     history.assert_in_file(b.data_path)
 
 
+def test_a_capped_resync_keeps_to_it_says_so_and_ends_with_its_session(cluster: Cluster, rng: random.Random) -> None:
+    a, b = cluster.pair(size="96M", resync_rate="8M")
+    a.allow(PEER_LOST)
+    b.kill()
+    with a.client() as client:
+        for offset in range(0, 64, 8):
+            client.pwrite(rng.randbytes(8 * MIB), offset * MIB)
+    b.serve()
+    status = a.wait_status(connection="SyncSource", resync=lambda resync: resync and resync["done_bytes"] > 4 * MIB)
+    limit = status["resync"]["limit"]
+    assert limit["bytes_per_s_max"] == 8 * MIB
+    assert "at most 8 MiB/s" in a.command("status").stdout
+    assert b.status()["resync"]["limit"] is None
+    # 64 MiB take 8 s: nobody waits for that.
+    a.command("disconnect", timeout_s=4)
+    assert a.status()["dirty_bytes"] > 8 * MIB
+
+
 def test_resync_sends_only_what_is_missing(cluster: Cluster, rng: random.Random) -> None:
     """Three new blocks, a zeroed MiB and a MiB written again with what it held: only the three blocks travel."""
     a, b = cluster.pair()

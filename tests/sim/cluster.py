@@ -9,7 +9,9 @@ from typing import Any
 
 from tests.sim import small  # isort: skip  the limits come before the product
 
+import mirror.core.log_size
 import mirror.link
+import mirror.log_sizer
 import mirror.session
 import mirror.store.data_file
 import nbd_server.volume
@@ -30,6 +32,8 @@ from tests.sim.scheduler import Process, Runtime, Scheduler
 assert small.SMALL
 # Fewer heartbeats make a second of virtual time cheaper, and change nothing that is tested.
 HEARTBEATS_PER_TIMEOUT = 4
+# A life is short, and the size of a log is to change in it.
+LOG_LOOK_INTERVAL_S = 0.5
 
 
 class World:
@@ -67,6 +71,9 @@ class World:
                 module.os = self.os  # type: ignore[attr-defined]
         mirror.store.data_file._fallocate = self.os.fallocate
         mirror.session.HEARTBEATS_PER_TIMEOUT = HEARTBEATS_PER_TIMEOUT
+        mirror.log_sizer.LOOK_INTERVAL_S = LOG_LOOK_INTERVAL_S
+        mirror.core.log_size.USES_MIN = 5
+        mirror.core.log_size._EVERY = ((float("inf"), 1),)
         nbd_server.volume.control = SimpleNamespace(ControlServer=_NoControl, FILE_NAME="")  # type: ignore[assignment]
         nbd_server.volume.load = lambda directory: self.machines[str(directory)[1:]].config
         root = logging.getLogger()
@@ -136,6 +143,7 @@ class Machine:
             # Not what it measures of itself: that is real time.
             spin=100 if plan.seed % 2 else "off",
             activity_log_extents=plan.log_slots,
+            resync_after_crash="1s" if plan.log_by_goal else None,
             split_brain_no_primary=Policy(plan.policies[0]),
             split_brain_one_primary=Policy(plan.policies[1]),
         )

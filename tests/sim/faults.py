@@ -88,6 +88,21 @@ FAULTS = (
         ("mirror.core.activity_log:ActivityLog.release", "assert entry.count > 0", "assert True"),
     ),
     _fault(
+        "a log that begins anew forgets what is not stable",
+        ("mirror.log_sizer:leave_nothing_behind", "replica.persist_map()", "pass"),
+        ("mirror.log_sizer:LogSizer.change", "primary.session is not None", "False"),
+        events=("log-size", "power", "cut"),
+    ),
+    _fault(
+        "a log that begins anew under running writes",
+        ("mirror.log_sizer:LogSizer.change", "primary.pause(PAUSE_S) and", ""),
+        ("mirror.log_sizer:LogSizer._change_held", "if not replica.changed", "if False and not replica.changed"),
+        ("mirror.core.activity_log:ActivityLog.begin_epoch", "assert self.quiet", "assert True"),
+        ("mirror.core.activity_log:ActivityLog.release", "hot[extent]", "(hot.get(extent) or _Hot(0, 0))"),
+        ("mirror.core.activity_log:ActivityLog.release", "assert entry.count > 0", "assert True"),
+        events=("log-size",),
+    ),
+    _fault(
         "no new generation before acknowledging alone",
         ("mirror.primary:Primary.record_alone", "self.replica.move_on(DiskState.OUTDATED)", "pass"),
         events=("cut", "power"),

@@ -328,6 +328,10 @@ class Life:
             )
             machine.run(f"resize to {size_bytes}", lambda volume: volume.resize(size_bytes))
 
+    def _log_size(self, machine: Machine, _number: float) -> None:
+        extents = self.scheduler.random.choice((3, 4, 6, 12, 16))
+        machine.run(f"a log of {extents} extents", lambda volume: volume.set_log_extents(extents))
+
     def _fail_flush(self, machine: Machine, _number: float) -> None:
         machine.disk.failing["flush"] = 1
 

@@ -51,6 +51,8 @@ class Plan:
     join_at_start: bool
     # Names of the split-brain policies with none and with one primary.
     policies: tuple[str, str]
+    # The volume chooses the size of its log.
+    log_by_goal: bool
 
 
 # The first one is the default.
@@ -66,7 +68,7 @@ EVENTS = {
     "cut": 6, "cut-one-way": 3, "heal": 6, "drop": 6, "corrupt": 3, "stall": 4, "stray": 1, "reset": 3, "slow-link": 1,
     "fail-flush": 1, "fail-write": 1, "fail-read": 1, "full": 1, "stall-disk": 2, "slow-disk": 1, "stick-write": 2,
     "promote": 4, "force-promote": 2, "demote": 3, "switch": 4, "disconnect": 2, "connect": 3, "replace": 1,
-    "flip": 1, "verify": 1, "resize": 2,
+    "flip": 1, "verify": 1, "resize": 2, "log-size": 3,
 }  # fmt: skip
 
 
@@ -106,6 +108,7 @@ def draw_plan(seed: int, wanted: tuple[str, ...] = (), protocols: str = "CCCCCCB
         events=tuple(sorted(events, key=lambda event: event.at_s)),
         join_at_start=draw.random() < 0.1,
         policies=draw.choice(POLICIES) if draw.random() < 0.3 else POLICIES[0],
+        log_by_goal=draw.random() < 0.3,
     )
 
 

@@ -212,7 +212,9 @@ class Truth:
             if held.known is None or found.sequence > held.known.sequence or held.known.replica_id != found.replica_id:
                 before, held.known = held.known, found
                 self._superblock_changed(held, before, found)
+                named = held.log_extents
                 self._read_log(held)
+                self._check_coverage(held, named - held.log_extents, "log-before-write")
         elif offset and offset < layout.Geometry.map_offset:
             before = held.log_extents
             self._read_log(held)

@@ -608,3 +608,21 @@ def test_an_epoch_begins_at_its_first_record_or_goes_on_whole() -> None:
         ActivityLog(4, epoch=0)
     with pytest.raises(ValueError, match="slots"):
         ActivityLog(LOG_SLOTS_MAX + 1, epoch=EPOCH)
+
+
+def test_a_new_epoch_begins_empty_with_another_size() -> None:
+    log = ActivityLog(4, epoch=3)
+    transaction = log.plan([(1, 2)])
+    assert isinstance(transaction, Transaction)
+    assert not log.quiet
+    log.commit(transaction)
+    assert not log.quiet
+    with pytest.raises(AssertionError, match="held"):
+        log.begin_epoch(4, 8)
+    log.release(1, 2, 7)
+    assert log.quiet
+    log.begin_epoch(4, 8)
+    assert (log.slots, log.epoch, log.next_sequence, log.hot_extents()) == (8, 4, 1, set())
+    assert log.plan([(1, 8)]), "all slots are free"
+    with pytest.raises(AssertionError, match="epoch"):
+        ActivityLog(4, epoch=3).begin_epoch(3, 8)

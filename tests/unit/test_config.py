@@ -21,13 +21,17 @@ FULL = Config(
     peer_timeout_s=0.5,
     wait_for_peer_s=0.0,
     disk_timeout_s=600.0,
+    resync_rate="100M",
     activity_log_extents=64,
     split_brain_no_primary=Policy.DISCARD_LEAST_CHANGES,
     split_brain_one_primary=Policy.DISCARD_SECONDARY,
 )
 
 
-@pytest.mark.parametrize("written", [FULL, Config("v"), Config("v", nbd=UnixEndpoint(Path("/run/v.sock")))])
+@pytest.mark.parametrize(
+    "written",
+    [FULL, Config("v"), Config("v", resync_after_crash="30s"), Config("v", nbd=UnixEndpoint(Path("/run/v.sock")))],
+)
 def test_what_create_writes_is_read_back(written: Config) -> None:
     assert config.parse(config.render(written), WHERE) == written
 
@@ -40,7 +44,8 @@ def test_every_key_stands_in_the_written_file_even_where_it_has_its_default() ->
 
 def test_a_default_can_be_set_by_taking_the_comment_sign_away() -> None:
     text = config.render(Config("v"))
-    keys = tuple(f"# {key} = " for key in config.Config.__dataclass_fields__)
+    # One of two ways to say how large the log is, of which only one may be chosen.
+    keys = tuple(f"# {key} = " for key in config.Config.__dataclass_fields__ if key != "resync_after_crash")
     bare = "\n".join(line.removeprefix("# ") if line.startswith(keys) else line for line in text.splitlines())
     read = config.parse(bare, WHERE)
     assert (read.listen, read.peer) == (Address("127.0.0.1", 7000), Address("127.0.0.1", 7001))
@@ -82,6 +87,18 @@ def test_a_default_can_be_set_by_taking_the_comment_sign_away() -> None:
         ('name = "v"\ndisk_timeout_s = inf', ["`disk_timeout_s`", "inf"]),
         ('name = "v"\nactivity_log_extents = 7.5', ["`activity_log_extents`", "whole number"]),
         ('name = "v"\nactivity_log_extents = 1', ["`activity_log_extents`", "64 to 8192"]),
+        ('name = "v"\nresync_after_crash = 30', ["`resync_after_crash`", "text in quotes"]),
+        ('name = "v"\nresync_after_crash = "30"', ["`resync_after_crash`", '"30s" or "2m"']),
+        ('name = "v"\nresync_after_crash = "0s"', ["`resync_after_crash`", '"1s" to "60m"']),
+        ('name = "v"\nresync_after_crash = "61m"', ["`resync_after_crash`", '"1s" to "60m"']),
+        (
+            'name = "v"\nresync_after_crash = "30s"\nactivity_log_extents = 64',
+            ["`activity_log_extents`", "`resync_after_crash`", "take one"],
+        ),
+        ('name = "v"\nresync_rate = 100', ["`resync_rate`", "text in quotes"]),
+        ('name = "v"\nresync_rate = "fast"', ["`resync_rate`", '"fast"', '"auto", "full"']),
+        ('name = "v"\nresync_rate = "1K"', ["`resync_rate`", '"64K" or more']),
+        ('name = "v"\nresync_rate = "0"', ["`resync_rate`", '"64K" or more']),
         # What once ended in a traceback.
         pytest.param("name = " + "[" * 4000, ["line 1", "brackets"], id="brackets"),
         pytest.param("name = " + "{a=" * 1300, ["line 1", "brackets"], id="braces"),
@@ -166,6 +183,27 @@ def test_endpoints_and_their_uris() -> None:
     assert tcp.uri("v") == "nbd://[::1]:1234/v"
     assert config.parse_endpoint("tcp:127.0.0.1") == TcpEndpoint(Address("127.0.0.1", 10809))
     assert [str(endpoint) for endpoint in (unix, tcp)] == ["unix:/run/a b/v.sock", "tcp:[::1]:1234"]
+
+
+@pytest.mark.parametrize(
+    ("text", "rate"),
+    [
+        ("auto", (None, True)),
+        ("full", (None, False)),
+        ("100M", (100 << 20, True)),
+        ("1GiB", (1 << 30, True)),
+        ("65536", (65536, True)),
+    ],
+)
+def test_rates_of_a_resync(text: str, rate: tuple[int | None, bool]) -> None:
+    assert config.parse_rate(text) == rate
+    assert config.parse(f'name = "v"\nresync_rate = "{text}"', WHERE).rate == rate
+
+
+def test_the_size_of_the_log_is_fixed_or_by_a_goal() -> None:
+    assert (Config("v").log_slots, Config("v").resync_after_crash_s) == (1024, None)
+    by_goal = config.parse('name = "v"\nresync_after_crash = "2m"', WHERE)
+    assert (by_goal.log_slots, by_goal.resync_after_crash_s) == (None, 120.0)
 
 
 @pytest.mark.parametrize(
