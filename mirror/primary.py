@@ -129,6 +129,9 @@ class Primary:
                         overtaken = self._ranges.busy(offset, length)
                     if overtaken:
                         self._read_locked(buffer, offset)
+                    if not self._open and self.gate is Gate.CUT:
+                        # It may have seen a write that was cut off just now, which stays unanswered and may vanish.
+                        raise ConnectionCut("this replica stopped serving; the request stays unanswered")
         finally:
             self._leave()
         self.trace.read(length)
@@ -152,6 +155,10 @@ class Primary:
                 self._change_alone(change)
             elif self._deferred.takes(change.flags):
                 unlock = self._deferred.change(session, ticket, change, spin_us)
+                if not unlock and session.ended:
+                    # Lost between the queue and this answer: whoever saw it may not have recorded it yet.
+                    self.detach(session)
+                    self.record_alone()
             else:
                 self.change_both(session, change, spin_us)
             if alone and change.is_typical and session is not None:
@@ -376,7 +383,10 @@ class Primary:
             raise PeerError(f"the peer could not read either: {describe_errno(header.code)}")
 
     def _repair_read(self, buffer: memoryview, offset: int, error: DeviceError) -> None:
-        """The local disk could not read: answer from the peer, and write that back, so that the sector is remapped."""
+        """The local disk could not read: answer from the peer, and write that back, so that the sector is remapped.
+
+        Only the blocks that can't be read here: of the others this side's copy counts, which may differ.
+        """
         if self.session is None:
             raise error
         start = offset // BLOCK_BYTES * BLOCK_BYTES
@@ -385,11 +395,14 @@ class Primary:
         ticket = self.lock_range(start, len(whole))
         first, last = 0, -1
         try:
-            self._read_from_peer(whole, start)
+            unreadable: list[tuple[int, memoryview]] = []
+            self._read_what_can_be(whole, start, unreadable)
+            for at, part in unreadable:
+                self._read_from_peer(part, at)
             buffer[:] = whole[offset - start : offset - start + len(buffer)]
-            log.error("%s; answered from the peer, and the blocks at %d are written again", error, start)
+            log.error("%s; %d blocks answered from the peer, and written again", error, len(unreadable))
             self.read_errors += 1
-            if self.read_errors > READ_ERRORS_MAX:
+            if max(self.read_errors, len(unreadable)) > READ_ERRORS_MAX:
                 self.disk_failed(error)
                 return
             try:
@@ -397,12 +410,27 @@ class Primary:
                 extents = extents_of(start, len(whole))
                 self._log_writer.hold(*extents)
                 first, last = extents
-                self._store.write(whole, start, True)
-                self._store.read_into(whole, start)
+                for at, part in unreadable:
+                    self._store.write(part, at, True)
+                    self._store.read_into(part, at)
             except DeviceError as second:
                 self.disk_failed(second)
         finally:
             self.unlock(ticket, first, last)
+
+    def _read_what_can_be(self, part: memoryview, offset: int, unreadable: list[tuple[int, memoryview]]) -> None:
+        """Read by halves around what can't be read; once that is more blocks than are borne, nothing is tried."""
+        if len(unreadable) <= READ_ERRORS_MAX:
+            try:
+                self._store.read_into(part, offset)
+                return
+            except DeviceError:
+                half = len(part) // BLOCK_BYTES // 2 * BLOCK_BYTES
+                if half:
+                    self._read_what_can_be(part[:half], offset, unreadable)
+                    self._read_what_can_be(part[half:], offset + half, unreadable)
+                    return
+        unreadable.append((offset, part))
 
     def disk_failed(self, error: DeviceError) -> bool:
         """The replica is Failed. True when the volume goes on through the peer's copy, which then knows about it."""
@@ -583,6 +611,8 @@ class Primary:
                 base=0,
                 peer_disk=DiskState.UP_TO_DATE,
                 redundancy_lost_at=0.0,
+                # Also where a resync of before has ended on the target's side only.
+                suspect_parts=(),
                 primary=primary,
                 boot_id=self.replica.runtime.boot_id(),
                 **changes,

@@ -70,6 +70,8 @@ class Replica:
         self._superblock_lock = runtime.lock()
         self._sequence = superblock.sequence
         self._suspects_lock = runtime.lock()
+        # Of suspect blocks whose parts there was no room to note: the peer gets this side's version.
+        self.decided_alone_bytes = 0
 
     @property
     def size_bytes(self) -> int:
@@ -233,6 +235,7 @@ class Replica:
                 " any more, and the peer will get this side's version",
                 ", ".join(map(str, blocks)),
             )
+            self.decided_alone_bytes += len(blocks) * BLOCK_BYTES
             return [*whole, *((at, BLOCK_BYTES) for at in blocks)]
         self.update(suspect_parts=parts)
         return [*whole, *completed]
