@@ -65,6 +65,7 @@ class Primary:
         self._changed = replica.changed
         self._ranges = RangeLock()
         self._active = 0
+        self._logs_ahead = False
         self._alone_recorded = False
         self._alone_lock = replica.runtime.lock()
         self._fail_lock = replica.runtime.lock()
@@ -193,12 +194,20 @@ class Primary:
             ticket = self._ranges.request(offset, length)
             while not ticket.granted:
                 self._changed.wait()
-            if not self.replica.failed and self.replica.log.hold(first, last):
-                return ticket, first, last
+            hot = not self.replica.failed and self.replica.log.hold(first, last)
+            reached = self.replica.log.reached
+        if not hot:
+            return self._hold_cold(ticket, first, last)
+        if reached >= 0:
+            self._log_ahead_of(reached, sure=True)
+        return ticket, first, last
+
+    def _hold_cold(self, ticket: Ticket, first: int, last: int) -> tuple[Ticket, int, int]:
         try:
             if not self.replica.failed:
                 try:
                     self._log_writer.hold(first, last)
+                    self._log_ahead_of(last, sure=False)
                     return ticket, first, last
                 except DeviceError as error:
                     self.disk_failed(error)
@@ -208,6 +217,34 @@ class Primary:
         except BaseException:
             self._drop(ticket)
             raise
+
+    def _log_ahead_of(self, extent: int, sure: bool) -> None:
+        """A sequential writer that has come to this extent should not meet a cold one: log those that follow."""
+        log_ = self.replica.log
+        with self._books:
+            log_.reached = -1
+            wanted = None if self._logs_ahead else log_.ahead_of(extent, self.replica.unproven.extent_count, sure)
+            if wanted is None:
+                return
+            self._logs_ahead = True
+        self.replica.runtime.spawn("log-ahead", self._log_ahead, *wanted)
+
+    def _log_ahead(self, first: int, last: int) -> None:
+        """Body of a thread: a request that writes nothing, so that no role changes and no log begins anew meanwhile."""
+        try:
+            self._enter()
+            try:
+                self._log_writer.hold(first, last)
+                with self._books:
+                    self.replica.log.logged_ahead(first, last, self.replica.round)
+            except DeviceError as error:
+                self.disk_failed(error)
+            finally:
+                self._leave()
+        except MirrorError as error:
+            log.debug("nothing is logged ahead: %s", error)
+        finally:
+            self._logs_ahead = False
 
     def _await_stand_in(self) -> None:
         """The own disk is Failed: go on when the peer stands in for it, which may just be being agreed."""
