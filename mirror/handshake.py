@@ -69,6 +69,7 @@ class Plan:
     theirs: Standing
     resync_generation: int
     expected_current: int = 0
+    expected_disk: DiskState = DiskState.INCONSISTENT
     their_suspects: DirtyMap | None = None
 
 
@@ -373,6 +374,7 @@ def prepare(replica: Replica, plan: Plan, message: dict[str, Any]) -> None:
     replica.update(**changes)
     # Not what it is by now: the primary may have gone on alone since it said how it stands.
     plan.expected_current = int(changes.get("current", plan.mine.current))
+    plan.expected_disk = replica.superblock.disk
 
 
 def _select(replica: Replica, plan: Plan, message: dict[str, Any]) -> None:
@@ -432,8 +434,11 @@ def check_unchanged(replica: Replica, plan: Plan) -> None:
     """What the plan rests on still holds; call while no request runs. Raises Wait."""
     with replica.books:
         left_dirty = plan.outcome.action is Action.NONE and replica.dirty.dirty_blocks > 0
-    if replica.superblock.current != plan.expected_current or replica.role is not plan.mine.role or left_dirty:
+    known = replica.superblock
+    if known.current != plan.expected_current or replica.role is not plan.mine.role or left_dirty:
         raise Wait("this replica moved on during the handshake")
+    if known.disk is not plan.expected_disk:
+        raise Wait(f"this replica became {known.disk.value} during the handshake")
 
 
 def _volume_id(plan: Plan) -> bytes:

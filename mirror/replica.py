@@ -191,7 +191,12 @@ class Replica:
         union = DirtyMap(self.size_bytes)
         for part in self._maps():
             union.merge(part)
-        return union
+        return with_suspect_parts(union, self.superblock)
+
+    @property
+    def dirty_bytes(self) -> int:
+        """What the peer is missing; call with the books held."""
+        return with_suspect_parts(self.dirty, self.superblock).dirty_bytes
 
     def own_map(self) -> DirtyMap:
         """The same, for those who do not hold the books."""
@@ -247,6 +252,16 @@ class Replica:
         self.unstable.clear_all()
         self.flushing.clear_all()
         self.suspects.link_lost()
+
+
+def with_suspect_parts(dirty: DirtyMap, superblock: Superblock) -> DirtyMap:
+    """With what a client wrote to suspect blocks: apart from the map, so that no resync copies the whole block."""
+    if not superblock.suspect_parts:
+        return dirty
+    union = dirty.copy()
+    for part in superblock.suspect_parts:
+        union.mark(*part)
+    return union
 
 
 def state_at_rest(superblock: Superblock, tracked: bool) -> DiskState:

@@ -32,7 +32,7 @@ def of_server(
     connected = session is not None and not session.ended
     compared = peer.verifier.status() if peer is not None else {"proof": None, "verify": None}
     with replica.books:
-        dirty_bytes = replica.dirty.dirty_bytes
+        dirty_bytes = replica.dirty_bytes
         suspects = replica.suspects.status()
         activity_log = {
             **log_trade,

@@ -244,6 +244,24 @@ def test_a_resync_brings_of_a_suspect_block_what_the_client_wrote_and_no_more(tm
         assert first._replica.superblock.suspect_parts == ()
 
 
+def test_a_part_counts_as_a_change_also_while_no_map_names_it(tmp_path: Path) -> None:
+    """What is told, and what a policy that gives way without changes goes by."""
+    with pair(tmp_path) as (first, second):
+        flip(tmp_path, "b", 0)
+        verify(first)
+        first.disconnect()
+        first.write(memoryview(b"!" * 100), 50, False)
+        with first._replica.books:
+            # As a handshake leaves it that is cut off behind the source's part of it.
+            first._replica.dirty.remove(first._replica.suspects.found)
+        assert first.status()["dirty_bytes"] == 4096
+        assert peer_of(first).standing().dirty_blocks == 1
+        assert list(first._replica.own_map().runs()) == [(0, 4096)]
+        come_together(first, second)
+        assert first.status()["dirty_bytes"] == 0
+        assert contents(tmp_path)[1][50:150] == b"!" * 100
+
+
 def test_after_a_crash_the_suspects_of_the_log_are_left_alone(tmp_path: Path) -> None:
     """Every extent of the log is dirty then, and the side that is the source must not decide (it may be bad)."""
     with pair(tmp_path) as (first, second):
