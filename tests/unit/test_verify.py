@@ -13,6 +13,7 @@ from cli import offline
 from mirror import compare
 from mirror.core.errors import DeviceError, OperatorError
 from mirror.core.limits import BLOCK_BYTES, EXTENT_BYTES
+from mirror.core.states import DiskState
 from mirror.verify_run import Run
 from nbd_server.config import load
 from nbd_server.status import iso_time
@@ -342,6 +343,33 @@ def test_a_read_error_is_mended_from_the_peer_and_nothing_beside_it(
         assert not bad[0], "the sector was written again"
         assert contents(tmp_path) == before
         assert any("1 blocks answered from the peer" in record.message for record in caplog.records)
+
+
+def test_a_repair_that_finds_the_peers_disk_full_ends_the_session(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is Outdated from then on, and only a new session brings it up again."""
+    with pair(tmp_path) as (first, second):
+        flip(tmp_path, "b", 0)
+        verify(first)
+        write, full = second._replica.store.write, [True]
+
+        def refuse(buffer: memoryview, offset: int, durable: bool = False) -> None:
+            if full[0]:
+                raise DeviceError("data", "write", errno.ENOSPC, "No space left on device")
+            write(buffer, offset, durable)
+
+        monkeypatch.setattr(second._replica.store, "write", refuse)
+        session = session_of(first)
+        first._command({"command": "verify", "act": "start", "repair": "primary"})
+        wait_ended(first, session)
+        assert second._replica.superblock.disk is DiskState.OUTDATED
+        full[0] = False
+        peer_of(first).connect(False)
+        wait_in_step(second)
+        wait_in_step(first)
+        assert suspects(first) == [[0, 4096]]
+        assert verify(first, repair="primary")["result"] == "repaired"
 
 
 def test_they_outlive_a_restart_and_a_promotion(tmp_path: Path) -> None:
