@@ -311,7 +311,7 @@ class Verifier:
         log.info("verify done: %s (%d bytes differ)", run.result(State.DONE), run.differing_bytes)
 
     def _stop_run(self, why: str, session: Session | None = None, may_go_on: bool = False) -> None:
-        """Cut it short, and tell the peer where there is a session. `may_go_on`: the next one counts this one's part."""
+        """Cut it short, and tell a peer that is there. `may_go_on`: the next one counts what this one has done."""
         run = self.run
         if run is None or not run.active:
             return
