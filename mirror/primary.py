@@ -27,7 +27,7 @@ from mirror.core.wire import Flag, MessageType, crc32c
 from mirror.deferred import Deferred
 from mirror.flush import FlushRounds
 from mirror.log_writer import LogWriter
-from mirror.replica import Replica, extents_of
+from mirror.replica import Replica, extents_of, with_suspect_parts
 from mirror.session import Session
 from mirror.trace import Trace
 
@@ -403,7 +403,8 @@ class Primary:
         if session is None:
             raise PeerError("this replica's disk can't be read and there is no peer")
         with self._books:
-            if not self.peer_reads_ok and self.replica.dirty.is_dirty(offset, len(buffer)):
+            missing = with_suspect_parts(self.replica.dirty, self.replica.superblock)
+            if not self.peer_reads_ok and missing.is_dirty(offset, len(buffer)):
                 raise PeerError("this replica's disk can't be read and the peer does not have these blocks yet")
         try:
             stream = session.borrow()

@@ -163,6 +163,18 @@ class Volume:
                 "this replica's disk is Failed and the volume stands alone",
                 remedy="replace the disk and restore a backup, or `nbdmirror invalidate --force` after a check",
             )
+        known = self._replica.superblock
+        verdict = self._may_promote(force=False)
+        if isinstance(verdict, Refused):
+            raise OperatorError(
+                f"volume.toml names no peer, and alone it can't serve: {verdict.reason}",
+                remedy=f"write `listen` and `peer` again; then: {verdict.remedy}",
+            )
+        if known.met_peer and known.peer_disk not in states.LEFT_BEHIND and not self._options.primary:
+            raise OperatorError(
+                "volume.toml names no peer, but this replica has one, which may be newer",
+                remedy="write `listen` and `peer` again; or serve it with --primary, if it shall go on alone",
+            )
         self._take_role_alone()
 
     def _resume_primary(self) -> None:

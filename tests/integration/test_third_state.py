@@ -162,3 +162,25 @@ def test_a_promotion_by_force_where_the_peer_wrote_nothing_is_no_split_brain(
     b.wait_in_step()
     assert b.status()["role"] == "primary"
     assert_equal_copies(a, b)
+
+
+def test_a_secondary_that_has_lost_its_peer_from_volume_toml_does_not_serve_by_itself(
+    cluster: Cluster, rng: random.Random
+) -> None:
+    a, b = cluster.pair()
+    with a.client() as client:
+        client.pwrite(rng.randbytes(MIB), 0)
+        client.flush()
+    for replica in (a, b):
+        replica.allow(ALLOWED)
+        # The second one can't know that it is the newest; the one that leaves a primary knows that it is not.
+        replica.stop()
+    path = b.directory / "volume.toml"
+    whole = path.read_text()
+    path.write_text("".join(line for line in whole.splitlines(True) if not line.startswith(("listen", "peer ="))))
+    assert "names no peer" in b.serve_fails().stderr
+    b.serve("--primary")
+    b.stop()
+    # From then on it is known to be alone.
+    b.serve()
+    b.stop()

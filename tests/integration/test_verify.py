@@ -89,8 +89,9 @@ def test_equal_and_still_suspect_says_what_clears_it(cluster: Cluster) -> None:
         assert told["suspects"] == {"bytes": 4096, "ranges": [[5 * MIB, 4096]], "more": False}
         assert clear in told["remedy"]
     repaired = verify(b, "--suspects", "--repair", "--from", "primary")
-    assert (repaired.returncode, repaired.stdout, repaired.stderr) == (0, "equal: 4 KiB compared\n", "")
+    assert (repaired.returncode, repaired.stdout, repaired.stderr) == (0, "equal: 4 KiB compared (the suspects)\n", "")
     assert verify(b).stderr == ""
+    assert verify(b, "--suspects").stdout.startswith("no block is suspect")
 
 
 def test_exit_statuses_of_what_can_not_be_done(cluster: Cluster) -> None:
