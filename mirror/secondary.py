@@ -163,7 +163,7 @@ class Receiver:
         self._busy.discard(stream)
         told_ns = applied_ns if header.flags & Flag.TIMED else 0
         stream.send(MessageType.ANSWER, payload=answer, code=code, number=told_ns)
-        if (received_ns or began_s) and header.type in MEASURED:
+        if measured and header.type in MEASURED:
             self._note(header, received_ns, applied_ns, time.perf_counter_ns() - began_ns - applied_ns)
 
     def _note(self, header: Header, received_ns: int, applied_ns: int, reply_ns: int) -> None:

@@ -100,7 +100,9 @@ class Spans:
 
     def __init__(self, every: int = SAMPLE_EVERY) -> None:
         assert every & (every - 1) == 0, f"one in {every}: no power of two"
-        self.mask = self._usual_mask = every - 1
+        self._usual_mask = every - 1
+        # The first writes of a window are looked at, all of them: where few come, one in many would be none.
+        self.mask = 0
         self.slow_ns = SLOW_NS
         self.window = Window(time.perf_counter_ns())
         self._former = Window(self.window.began_ns)
@@ -109,7 +111,7 @@ class Spans:
         self._turn_lock = threading.Lock()
         self._free: list[Span] = []
         self._looks = 0
-        self._burst_end = 0
+        self._burst_end = BURST_WRITES
         self._next_burst_ns = 0
 
     def take(self, started_ns: int) -> Span:
@@ -128,9 +130,11 @@ class Spans:
         then on, 0 where nobody knows."""
         offset, length, durable = where
         kind = DURABLE_WRITE if durable else WRITE
+        if self._turn(ended_ns):
+            self._begin_burst(number)
         if span is not None:
             self._look(kind, ended_ns, total_ns, span, offset, length)
-            if not self.mask and self._usual_mask and number >= self._burst_end:
+            if not self.mask and number >= self._burst_end:
                 self.mask = self._usual_mask
             return
         started_ns = ended_ns - total_ns
@@ -138,8 +142,11 @@ class Spans:
         self._keep(Slow(ended_ns, kind, offset, length, total_ns, known))
         if ended_ns >= self._next_burst_ns and self.mask > 0:
             self._next_burst_ns = ended_ns + BURST_NS
-            self._burst_end = number + BURST_WRITES
-            self.mask = 0
+            self._begin_burst(number)
+
+    def _begin_burst(self, number: int) -> None:
+        self._burst_end = number + BURST_WRITES
+        self.mask = 0
 
     def flush(self, ended_ns: int, total_ns: int, span: Span) -> None:
         """A flush ended; each is looked at, beside what a disk takes for it that is nothing."""
@@ -176,20 +183,21 @@ class Spans:
         if usual_us is not None:
             self.slow_ns = min(SLOW_NS, int(usual_us * 1000) * SLOW_TIMES)
 
-    def _turn(self, now_ns: int) -> None:
+    def _turn(self, now_ns: int) -> bool:
         """Begin a new window when it is time."""
         if now_ns - self.window.began_ns < WINDOW_NS:
-            return
+            return False
         with self._turn_lock:
             window = self.window
             age_ns = now_ns - window.began_ns
             if age_ns < WINDOW_NS:
-                return
+                return False
             self._past_writes = merged((self._past_writes, window.writes))
             self._past_flushes = merged((self._past_flushes, window.flushes))
             # One that nobody ended for so long is of another time.
             self._former = window if age_ns < 2 * WINDOW_NS else Window(now_ns)
             self.window = Window(now_ns)
+            return True
 
     # What is told
 

@@ -134,6 +134,7 @@ def test_a_slow_write_is_caught_though_nobody_looked_at_it() -> None:
 def test_after_a_slow_write_the_next_ones_are_looked_at() -> None:
     spans = Spans()
     ended_ns = spans.window.began_ns + 10**9
+    spans.mask = SAMPLE_EVERY - 1
     write(spans, 5, ended_ns, 60_000, looked_at=False)
     assert spans.mask == 0
     write(spans, 5 + BURST_WRITES - 1, ended_ns + 1, 10, looked_at=True)
@@ -159,8 +160,20 @@ def test_slow_is_a_multiple_of_what_is_usual() -> None:
     assert spans.slow_ns == SLOW_NS
 
 
+def test_the_first_writes_of_a_window_are_looked_at() -> None:
+    spans = Spans()
+    begin = spans.window.began_ns
+    for number in range(1, BURST_WRITES + 1):
+        assert spans.mask == 0
+        write(spans, number, begin + number, 10, looked_at=True)
+    assert spans.mask == SAMPLE_EVERY - 1
+    write(spans, 1000, begin + WINDOW_NS, 10, looked_at=True)
+    assert spans.mask == 0
+
+
 def test_one_write_in_so_many_has_a_span() -> None:
     trace = Trace()
+    trace.spans.mask = SAMPLE_EVERY - 1
     spans = [trace.writes & trace.spans.mask == 0 for trace.writes in range(4 * SAMPLE_EVERY)]
     assert sum(spans) == 4
     with pytest.raises(AssertionError):
