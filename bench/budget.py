@@ -1,8 +1,9 @@
 """Where the time of one request goes: client, nbdkit, lock, log, both disks, the way to the peer and back.
 
 From the spans that a volume keeps by itself (`nbdmirror why-slow DIR --json`), on both sides, and from what the client
-saw; medians, so that they need not add up to the last microsecond. The peer works while the own disk does, so its
-steps lie beside that. `python -m bench.budget` measures nothing else; `python -m bench` has it with the rest.
+saw; medians, so that they need not add up to the last microsecond. A request that is looked at takes longer for that,
+so its steps are scaled to what all take. The peer works while the own disk does, so its steps lie beside that.
+`python -m bench.budget` measures nothing else; `python -m bench` has it with the rest.
 
 The price of the spans themselves is measured apart from any server: of a write that is not looked at, and of a look.
 """
@@ -88,36 +89,42 @@ def _measure_kind(kind: Kind, directory: Path, scale: Scale) -> Round:
         else:
             timed = (f"--size={kind.size_bytes}", "--time_based", f"--runtime={round(seconds * 1000)}ms")
             seen = fio.measure(target.uri, ("--rw=randwrite", "--bs=4k", "--iodepth=1", *timed), seconds)
-        own, peer = (_stages(replica) for replica in target.replicas)
+        (own, all_us), (peer, _) = (_stages(replica) for replica in target.replicas)
     finally:
         target.stop()
     values = {f"{stage}_us": us for stage, us in own[kind.spans].items()}
     values |= {f"peer_{stage}_us": us for stage, us in peer.get(kind.applied, {}).items()}
     values["client_us"] = seen.values["p50_us"]
-    # A cycle of both is one request of each kind.
-    values["write_us"] = own["write"]["total"] if kind.spans == "flush" else 0.0
+    # A cycle of both is one request of each kind; each flush is looked at.
+    flushes = kind.spans == "flush"
+    values["write_us"] = all_us if flushes else 0.0
+    values["answered_us"] = all_us + (values["total_us"] if flushes else 0.0)
     return Round(values)
 
 
-def _stages(replica: Path) -> dict[str, dict[str, float]]:
+def _stages(replica: Path) -> tuple[dict[str, dict[str, float]], float]:
+    """By kind and stage, and of all writes, looked at or not."""
     found = ask(replica, "why_slow")
     if found is None:
         raise BenchError(f"{replica} does not say why it is slow")
-    return {
+    of_kinds = {
         kind: {stage: figures["p50_us"] or 0.0 for stage, figures in stages.items()}
         for kind, stages in found["stages"].items()
     }
+    return of_kinds, found["writes"]["p50_us"] or 0.0
 
 
 def waterfall(values: Mapping[str, float]) -> list[Step]:
     """One request as its steps, in the order in which they begin."""
 
-    def us(name: str) -> float:
-        return max(0.0, values.get(f"{name}_us", 0.0))
+    looked_at_us = values["total_us"] + values["write_us"]
+    scale = min(1.0, values["answered_us"] / looked_at_us) if looked_at_us else 1.0
 
-    there, total = us("client"), us("total") + us("write")
+    def us(name: str) -> float:
+        return max(0.0, scale * values.get(f"{name}_us", 0.0))
+
     # Half on the way in, half on the way out, for want of a clock that both share.
-    at = outside = max(0.0, there - total) / 2
+    at = outside = max(0.0, values["client_us"] - values["answered_us"]) / 2
     found = [Step("client, nbdkit: in", 0.0, outside)]
     before = (("write", "the write before"), ("range", "lock"), ("log", "log"), ("flush", "other flushes"))
     for key, name in (*before, ("interpreter", "interpreter")):

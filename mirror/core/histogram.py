@@ -25,7 +25,7 @@ class Histogram:
         return sum(self._counts)
 
     def percentile_us(self, fraction: float) -> float | None:
-        """The upper end of the bucket that holds this fraction of all; None while nothing was counted."""
+        """The middle of the bucket that holds this fraction of all; None while nothing was counted."""
         total = self.count
         if not total:
             return None
@@ -33,7 +33,7 @@ class Histogram:
         for index, count in enumerate(self._counts):
             seen += count
             if seen >= fraction * total:
-                return round(_upper(index) * 128 / 1000, 1)
+                return round((_lower(index) + _lower(index + 1)) / 2 * 128 / 1000, 1)
         raise AssertionError("the counts add up to their sum")
 
 
@@ -45,8 +45,8 @@ def merged(parts: Iterable[Histogram]) -> Histogram:
     return whole
 
 
-def _upper(index: int) -> int:
+def _lower(index: int) -> int:
     if index < 8:
-        return index + 1
+        return index
     bits = index // 8 + 3
-    return ((8 + index % 8) + 1) << (bits - 4)
+    return (8 + index % 8) << (bits - 4)

@@ -11,6 +11,7 @@ from bench.figures import Record, Round
 
 HOT = {
     "client_us": 50.0,
+    "answered_us": 40.0,
     "total_us": 40.0,
     "write_us": 0.0,
     "range_us": 4.0,
@@ -51,7 +52,7 @@ def test_steps_follow_each_other_and_the_peer_works_beside_the_own_disk() -> Non
         {"own_disk_us": 400.0},
         # An older peer, or one that applied nothing that was measured.
         {"peer_receive_us": 0.0, "peer_own_disk_us": 0.0, "peer_reply_us": 0.0},
-        {"log_us": 500.0, "total_us": 540.0, "client_us": 550.0},
+        {"log_us": 500.0, "total_us": 540.0, "answered_us": 540.0, "client_us": 550.0},
         dict.fromkeys(HOT, 0.0),
     ],
 )
@@ -60,6 +61,13 @@ def test_no_step_is_negative_and_none_begins_before_the_request(change: dict[str
     assert min(min(step.begin_us, step.us) for step in steps) >= 0
     assert steps[-1].name == "client, nbdkit: out"
     assert all(step.begin_us <= steps[-1].begin_us for step in steps)
+
+
+def test_what_a_look_takes_is_scaled_away() -> None:
+    found = by_name(waterfall({**HOT, "total_us": 80.0, "own_disk_us": 10.0}))
+    assert found["own disk"][1] == 5.0
+    begin, length = found["client, nbdkit: out"]
+    assert begin + length == pytest.approx(50.0, abs=0.2)
 
 
 def record(**more: Any) -> Record:

@@ -58,7 +58,7 @@ def test_percentiles_are_right_to_six_percent() -> None:
         exact_us = sorted(values)[int(fraction * len(values)) - 1] / 1000
         told_us = histogram.percentile_us(fraction)
         assert told_us is not None
-        assert exact_us <= told_us <= exact_us * 1.13 + 0.2
+        assert exact_us * 0.93 - 0.1 <= told_us <= exact_us * 1.07 + 0.1
     assert Histogram().percentile_us(0.5) is None
     histogram.add(1 << 60)  # longer than the last bucket
     assert histogram.count == 5001
@@ -154,7 +154,7 @@ def test_slow_is_a_multiple_of_what_is_usual() -> None:
     at_ns = spans.window.began_ns + 1
     for number in range(RECKON_EVERY + 1):
         write(spans, number, at_ns, 40, looked_at=True)
-    assert 390 * US <= spans.slow_ns <= 480 * US
+    assert 360 * US <= spans.slow_ns <= 440 * US
     for number in range(20 * RECKON_EVERY):
         write(spans, number, at_ns, 20_000, looked_at=True)
     assert spans.slow_ns == SLOW_NS
