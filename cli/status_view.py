@@ -54,7 +54,7 @@ def _resyncs(status: Status) -> Iterator[tuple[str, str | Text]]:
     if status["resync"]:
         yield "resync", resync_text(status["resync"])
         if status["resync"]["limit"]:
-            yield "resync rate", _limit(status["resync"]["limit"])
+            yield "resync rate", limit_text(status["resync"]["limit"])
     if status["last_resync"]:
         yield "last resync", _last_resync(status["last_resync"])
 
@@ -134,7 +134,7 @@ def resync_text(resync: dict[str, Any]) -> str:
     return f"{resync['direction']}: {percent:.0f} % of {size_text(total)} at {size_text(resync['bytes_per_s'])}/s{left}"
 
 
-def _limit(limit: dict[str, Any]) -> str:
+def limit_text(limit: dict[str, Any]) -> str:
     """How far the resync is held back, and why."""
     share = f"{100 * limit['share']:.0f} %, " if limit["share"] < 1 else ""
     most = f", at most {size_text(limit['bytes_per_s_max'])}/s" if limit["bytes_per_s_max"] else ""

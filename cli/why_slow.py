@@ -11,7 +11,7 @@ from rich.text import Text
 from cli import output
 from cli.ask import STATUS_S, fetch
 from cli.parameters import directory_argument
-from cli.status_view import resync_text, verify_text
+from cli.status_view import limit_text, resync_text, verify_text
 from mirror.core.units import size_text
 from mirror.core.why_slow import SLOW_US, time_text
 
@@ -108,6 +108,8 @@ def _beside(facts: dict[str, Any]) -> Iterator[tuple[str, str | Text]]:
     processor = facts["processor"]
     yield "processor", f"{processor['own_cores']} cores used by this server, {processor['idle_percent']} % idle"
     yield "resync", resync_text(facts["resync"]) if facts["resync"] else "none runs"
+    if facts["resync"] and facts["resync"]["limit"]:
+        yield "resync rate", limit_text(facts["resync"]["limit"])
     proof = facts["proof"]
     if proof is not None and proof["state"] == "running":
         yield "proof", f"compares {size_text(proof['left_bytes'] or 0)} of what was written lately, at a bounded rate"

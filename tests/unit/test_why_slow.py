@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from cli.why_slow import WORDS, page
 from mirror.core import stages
 from mirror.core.stages import AFTER, BEFORE, TOTAL
 from mirror.core.why_slow import CAUSES, HALVES, SLOW_US, answer, time_text
@@ -132,3 +133,27 @@ def test_every_stage_has_a_row_that_always_holds() -> None:
 @pytest.mark.parametrize(("us", "text"), [(40, "40 µs"), (999, "999 µs"), (3100, "3.1 ms"), (2e6, "2.0 s")])
 def test_times(us: float, text: str) -> None:
     assert time_text(us) == text
+
+
+# -- for people
+
+
+@pytest.mark.parametrize("name", RECORDED)
+def test_a_page_begins_with_the_sentence_and_shows_every_stage(name: str) -> None:
+    found = RECORDED[name]
+    text = page(found).plain
+    assert text.startswith(f"vol, {found['role']}: {found['says']}")
+    assert all(f"{kind} (" in text for kind in found["stages"])
+    assert all(WORDS[stage] in text for stages_of_kind in found["stages"].values() for stage in stages_of_kind)
+
+
+def test_a_page_says_whether_a_resync_is_held_back_and_what_waits() -> None:
+    limit = {"share": 0.3, "bytes_per_s_max": None, "p99_us": 900, "target_us": 400, "reason": "held back as far"}
+    resync = {"direction": "to the peer", "done_bytes": 1, "total_bytes": 4, "bytes_per_s": 1, "eta_s": None}
+    hanging = {"kind": "trim", "offset": 8192, "length": 4096, "age_s": 2.5, "waits_for": "own_disk"}
+    found = {**RECORDED["link-primary"], "resync": {**resync, "limit": limit}, "oldest": hanging}
+    text = page(found).plain
+    assert "held back as far" in text
+    assert "25 %" in text
+    assert "trim at 8192 waits for: own disk, for 2.5 s" in text
+    assert "no request was measured" in page({**found, "stages": {}, "slowest": []}).plain
