@@ -92,13 +92,13 @@ def _look(directory: Path, served: bool) -> Findings:
             findings.damaged("name", config.FILE_NAME, f"it names the volume {replica.name!r}, not {known.name!r}")
         _show_log(known, metadata.body, findings)
         _show_map(known, metadata.body, findings)
-        _show_suspects(directory, metadata.body, findings)
+        _show_suspects(directory, metadata.body, known.suspect_parts, findings)
         _show_unproven(directory, metadata.body, findings)
     _show_data(replica.data_path(directory) if replica else directory / DATA_NAME, known, findings)
     return findings
 
 
-def _show_suspects(directory: Path, body: Body, findings: Findings) -> None:
+def _show_suspects(directory: Path, body: Body, parts: tuple[tuple[int, int], ...], findings: Findings) -> None:
     findings.section(str(directory / SUSPECTS_NAME))
     for page in body.damaged_suspects:
         why = "it can't be read: its extents are compared again"
@@ -106,6 +106,8 @@ def _show_suspects(directory: Path, body: Body, findings: Findings) -> None:
     if _is_there(SUSPECTS_NAME, body, findings):
         suspect_bytes = body.suspects.dirty_bytes
         findings.add("suspects", f"{suspect_bytes} bytes were found different" if suspect_bytes else "none")
+        for offset, length in parts:
+            findings.add("part", f"{length} bytes at {offset} of a suspect block were written while the peer was away")
 
 
 def _show_unproven(directory: Path, body: Body, findings: Findings) -> None:

@@ -18,7 +18,7 @@ from mirror.core.layout import LogRecord, Superblock
 from mirror.core.map_pages import read_map_pages
 from mirror.core.recovery import Copies, Dirty, Recovery
 from mirror.core.states import DiskState
-from mirror.replica import state_at_rest
+from mirror.replica import state_at_rest, with_suspect_parts
 from mirror.store import SUSPECTS_NAME, UNPROVEN_NAME, Store
 from mirror.suspects import shown_ranges
 from nbd_server.config import Config
@@ -161,7 +161,7 @@ def status(directory: Path, config: Config) -> dict[str, Any]:
         "plan": None,
         "retry": None,
         "generation": f"{known.current:016x}",
-        "dirty_bytes": dirty_at_start(known, body).dirty_bytes,
+        "dirty_bytes": with_suspect_parts(dirty_at_start(known, body), known).dirty_bytes,
         "resync": None,
         "last_resync": last_resync(known.last_resync),
         "suspects": suspects,

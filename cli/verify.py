@@ -155,8 +155,10 @@ def _tell(run: dict[str, Any], remedy: str | None) -> None:
         return
     compared = size_text(run["resumed_bytes"] + run["done_bytes"])
     differing = size_text(run["differing_bytes"])
-    if run["result"] == "equal":
-        output.say(f"equal: {compared} compared")
+    if run["result"] == "equal" and run.get("suspects_only") and not run["total_bytes"]:
+        output.say("no block is suspect, so nothing was compared; `nbdmirror verify` without --suspects compares all")
+    elif run["result"] == "equal":
+        output.say(f"equal: {compared} compared{' (the suspects)' if run['suspects_only'] else ''}")
         if suspect_bytes := _still_suspect(run):
             output.warn(f"{size_text(suspect_bytes)} stay listed as suspects: found different before, equal now")
             output.say_aside(f"what to do: {remedy}")

@@ -15,7 +15,7 @@ from mirror.core.limits import BLOCK_BYTES
 from mirror.core.resync import Action
 from mirror.core.wire import Flag, MessageType
 from mirror.link import Stream
-from mirror.primary import Primary, describe_errno
+from mirror.primary import FULL, Primary, describe_errno
 from mirror.session import Session
 from mirror.suspects import Runs
 
@@ -72,7 +72,13 @@ class Comparer:
             if from_primary:
                 content = self._replica.store.read(length, offset)
                 stream.send(MessageType.WRITE, Flag.RESYNC, offset, length, content)
-                self._answer(stream, "write", offset)
+                try:
+                    self._answer(stream, "write", offset)
+                except PeerError as error:
+                    # Its disk is full or broken, so it has dropped out: a new session finds out how it stands.
+                    self._session.disk_trouble = True
+                    self._session.end(error.message)
+                    raise
             else:
                 stream.send(MessageType.READ, Flag.RESYNC, offset, length)
                 try:
@@ -81,7 +87,8 @@ class Comparer:
                         raise ProtocolError(f"{len(content)} bytes where {length} were asked for")
                     self._replica.store.write(content, offset)
                 except DeviceError as error:
-                    self._primary.disk_failed(error)
+                    if error.errno not in FULL:
+                        self._primary.disk_failed(error)
                     raise
             self.same(offset, length)
 

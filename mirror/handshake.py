@@ -23,7 +23,7 @@ from mirror.core.layout import IDENTIFIER_BYTES, is_name, is_note
 from mirror.core.limits import HISTORY_MAX, MAP_EXTENTS_SENT_MAX
 from mirror.core.map_message import add_map, encode_map
 from mirror.core.policy import ALLOWED, Policies, Policy
-from mirror.core.selection import select_all, select_changed
+from mirror.core.selection import GivenUp, both, select_all, select_changed
 from mirror.core.sizes import agreed_size
 from mirror.core.states import DiskEvent, DiskState, Role, disk_after
 from mirror.core.wire import SESSION_VERSION, SESSION_VERSION_MIN, MessageType, decode_object, words
@@ -69,6 +69,7 @@ class Plan:
     theirs: Standing
     resync_generation: int
     expected_current: int = 0
+    expected_disk: DiskState = DiskState.INCONSISTENT
     their_suspects: DirtyMap | None = None
 
 
@@ -373,33 +374,41 @@ def prepare(replica: Replica, plan: Plan, message: dict[str, Any]) -> None:
     replica.update(**changes)
     # Not what it is by now: the primary may have gone on alone since it said how it stands.
     plan.expected_current = int(changes.get("current", plan.mine.current))
+    plan.expected_disk = replica.superblock.disk
 
 
 def _select(replica: Replica, plan: Plan, message: dict[str, Any]) -> None:
     """From now on the source's map names what is copied, durably, and its suspects are those that are not."""
-    discards = plan.outcome.rule.startswith(generation.DISCARD_RULES)
     size_bytes = replica.size_bytes
     their_suspects = DirtyMap(size_bytes)
-    if plan.theirs.current:
-        # An older release does not say; its copy may be as good as this one.
-        _add(their_suspects, message.get("suspects", []), "suspects", "the peer did not say what it suspects")
+    # An older release does not say.
+    _add(their_suspects, message.get("suspects", []), "suspects", "the peer did not say what it suspects")
     if plan.outcome.action is Action.SOURCE_FULL:
         with replica.books:
-            selection = select_all(replica.suspects.found, their_suspects, discards)
+            selection = select_all(replica.suspects.found)
             replica.dirty = selection.copied
     else:
         theirs = DirtyMap(size_bytes)
         _add(theirs, message.get("map"), "a dirty map", "the peer did not say what it changed")
         with replica.books:
             found = replica.suspects.found
-            selection = select_changed(replica.dirty, found, theirs, their_suspects, discards)
+            selection = select_changed(replica.dirty, found, theirs, their_suspects, _given_up(plan.outcome.rule))
             replica.dirty = selection.copied
     plan.their_suspects = their_suspects
+    for what, blocks in (("here", selection.dropped), ("by the peer", both(their_suspects, selection.copied))):
+        if blocks.dirty_bytes:
+            log.warning("%s: %d bytes suspected %s are copied too", plan.outcome.rule, blocks.dirty_bytes, what)
     # What is no suspect any more is durably dirty before.
     replica.persist_map()
     with replica.books:
         replica.suspects.clear(list(selection.dropped.runs()))
     replica.suspects.persist()
+
+
+def _given_up(rule: str) -> GivenUp:
+    if rule in generation.DISCARD_RULES:
+        return GivenUp.ITS_DATA
+    return GivenUp.ITS_CHANGES if rule.startswith(generation.POLICY_RULES) else GivenUp.NOTHING
 
 
 def _add(blocks: DirtyMap, said: object, what: str, missing: str) -> None:
@@ -425,8 +434,11 @@ def check_unchanged(replica: Replica, plan: Plan) -> None:
     """What the plan rests on still holds; call while no request runs. Raises Wait."""
     with replica.books:
         left_dirty = plan.outcome.action is Action.NONE and replica.dirty.dirty_blocks > 0
-    if replica.superblock.current != plan.expected_current or replica.role is not plan.mine.role or left_dirty:
+    known = replica.superblock
+    if known.current != plan.expected_current or replica.role is not plan.mine.role or left_dirty:
         raise Wait("this replica moved on during the handshake")
+    if known.disk is not plan.expected_disk:
+        raise Wait(f"this replica became {known.disk.value} during the handshake")
 
 
 def _volume_id(plan: Plan) -> bytes:
@@ -449,7 +461,6 @@ def finished_target(message: dict[str, Any]) -> dict[str, Any]:
         "current": _generation(message.get("current")),
         "history": _history(message.get("history")),
         "last_resync": result,
-        "suspect_parts": (),
     }
 
 

@@ -507,6 +507,8 @@ class Peer:
         try:
             if not primary.pause(ATTACH_TIMEOUT_S):
                 raise PeerError("the running requests did not end in time; trying again")
+            if not self._wanted:
+                raise Wait("this replica was disconnected by its operator during the handshake")
             handshake.check_unchanged(replica, plan)
             if plan.outcome.action in handshake.SOURCE:
                 # Parts of suspects that a client wrote since the plan was made: their ranges are kept, see there.

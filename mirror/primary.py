@@ -67,6 +67,7 @@ class Primary:
         self._changed = replica.changed
         self._ranges = RangeLock()
         self._active = 0
+        self._logs_ahead = False
         self._alone_recorded = False
         self._alone_lock = replica.runtime.lock()
         self._fail_lock = replica.runtime.lock()
@@ -136,6 +137,9 @@ class Primary:
                         overtaken = self._ranges.busy(offset, length)
                     if overtaken:
                         self._read_locked(buffer, offset)
+                    if not self._open and self.gate is Gate.CUT:
+                        # It may have seen a write that was cut off just now, which stays unanswered and may vanish.
+                        raise ConnectionCut("this replica stopped serving; the request stays unanswered")
         finally:
             self._leave()
         self.trace.read(length)
@@ -162,6 +166,10 @@ class Primary:
                 self._change_alone(change)
             elif self._deferred.takes(change.flags):
                 unlock = self._deferred.change(session, ticket, change, spin_us)
+                if not unlock and session.ended:
+                    # Lost between the queue and this answer: whoever saw it may not have recorded it yet.
+                    self.detach(session)
+                    self.record_alone()
             else:
                 self.change_both(session, change, spin_us)
             if alone and change.is_typical and session is not None:
@@ -199,12 +207,20 @@ class Primary:
                 self._changed.wait()
             if span is not None:
                 span.lap(TURN)
-            if not self.replica.failed and self.replica.log.hold(first, last):
-                return ticket, first, last
+            hot = not self.replica.failed and self.replica.log.hold(first, last)
+            reached = self.replica.log.reached
+        if not hot:
+            return self._hold_cold(ticket, first, last)
+        if reached >= 0:
+            self._log_ahead_of(reached, sure=True)
+        return ticket, first, last
+
+    def _hold_cold(self, ticket: Ticket, first: int, last: int) -> tuple[Ticket, int, int]:
         try:
             if not self.replica.failed:
                 try:
                     self._log_writer.hold(first, last)
+                    self._log_ahead_of(last, sure=False)
                     return ticket, first, last
                 except DeviceError as error:
                     self.disk_failed(error)
@@ -214,6 +230,34 @@ class Primary:
         except BaseException:
             self._drop(ticket)
             raise
+
+    def _log_ahead_of(self, extent: int, sure: bool) -> None:
+        """A sequential writer that has come to this extent should not meet a cold one: log those that follow."""
+        log_ = self.replica.log
+        with self._books:
+            log_.reached = -1
+            wanted = None if self._logs_ahead else log_.ahead_of(extent, self.replica.unproven.extent_count, sure)
+            if wanted is None:
+                return
+            self._logs_ahead = True
+        self.replica.runtime.spawn("log-ahead", self._log_ahead, *wanted)
+
+    def _log_ahead(self, first: int, last: int) -> None:
+        """Body of a thread: a request that writes nothing, so that no role changes and no log begins anew meanwhile."""
+        try:
+            self._enter()
+            try:
+                self._log_writer.hold(first, last)
+                with self._books:
+                    self.replica.log.logged_ahead(first, last, self.replica.round)
+            except DeviceError as error:
+                self.disk_failed(error)
+            finally:
+                self._leave()
+        except MirrorError as error:
+            log.debug("nothing is logged ahead: %s", error)
+        finally:
+            self._logs_ahead = False
 
     def _await_stand_in(self) -> None:
         """The own disk is Failed: go on when the peer stands in for it, which may just be being agreed."""
@@ -395,7 +439,10 @@ class Primary:
             raise PeerError(f"the peer could not read either: {describe_errno(header.code)}")
 
     def _repair_read(self, buffer: memoryview, offset: int, error: DeviceError) -> None:
-        """The local disk could not read: answer from the peer, and write that back, so that the sector is remapped."""
+        """The local disk could not read: answer from the peer, and write that back, so that the sector is remapped.
+
+        Only the blocks that can't be read here: of the others this side's copy counts, which may differ.
+        """
         if self.session is None:
             raise error
         start = offset // BLOCK_BYTES * BLOCK_BYTES
@@ -404,11 +451,14 @@ class Primary:
         ticket = self.lock_range(start, len(whole))
         first, last = 0, -1
         try:
-            self._read_from_peer(whole, start)
+            unreadable: list[tuple[int, memoryview]] = []
+            self._read_what_can_be(whole, start, unreadable)
+            for at, part in unreadable:
+                self._read_from_peer(part, at)
             buffer[:] = whole[offset - start : offset - start + len(buffer)]
-            log.error("%s; answered from the peer, and the blocks at %d are written again", error, start)
+            log.error("%s; %d blocks answered from the peer, and written again", error, len(unreadable))
             self.read_errors += 1
-            if self.read_errors > READ_ERRORS_MAX:
+            if max(self.read_errors, len(unreadable)) > READ_ERRORS_MAX:
                 self.disk_failed(error)
                 return
             try:
@@ -416,12 +466,27 @@ class Primary:
                 extents = extents_of(start, len(whole))
                 self._log_writer.hold(*extents)
                 first, last = extents
-                self._store.write(whole, start, True)
-                self._store.read_into(whole, start)
+                for at, part in unreadable:
+                    self._store.write(part, at, True)
+                    self._store.read_into(part, at)
             except DeviceError as second:
                 self.disk_failed(second)
         finally:
             self.unlock(ticket, first, last)
+
+    def _read_what_can_be(self, part: memoryview, offset: int, unreadable: list[tuple[int, memoryview]]) -> None:
+        """Read by halves around what can't be read; once that is more blocks than are borne, nothing is tried."""
+        if len(unreadable) <= READ_ERRORS_MAX:
+            try:
+                self._store.read_into(part, offset)
+                return
+            except DeviceError:
+                half = len(part) // BLOCK_BYTES // 2 * BLOCK_BYTES
+                if half:
+                    self._read_what_can_be(part[:half], offset, unreadable)
+                    self._read_what_can_be(part[half:], offset + half, unreadable)
+                    return
+        unreadable.append((offset, part))
 
     def disk_failed(self, error: DeviceError) -> bool:
         """The replica is Failed. True when the volume goes on through the peer's copy, which then knows about it."""
@@ -602,6 +667,8 @@ class Primary:
                 base=0,
                 peer_disk=DiskState.UP_TO_DATE,
                 redundancy_lost_at=0.0,
+                # Also where a resync of before has ended on the target's side only.
+                suspect_parts=(),
                 primary=primary,
                 boot_id=self.replica.runtime.boot_id(),
                 **changes,

@@ -70,6 +70,8 @@ class Replica:
         self._superblock_lock = runtime.lock()
         self._sequence = superblock.sequence
         self._suspects_lock = runtime.lock()
+        # Of suspect blocks whose parts there was no room to note: the peer gets this side's version.
+        self.decided_alone_bytes = 0
 
     @property
     def size_bytes(self) -> int:
@@ -189,7 +191,12 @@ class Replica:
         union = DirtyMap(self.size_bytes)
         for part in self._maps():
             union.merge(part)
-        return union
+        return with_suspect_parts(union, self.superblock)
+
+    @property
+    def dirty_bytes(self) -> int:
+        """What the peer is missing; call with the books held."""
+        return with_suspect_parts(self.dirty, self.superblock).dirty_bytes
 
     def own_map(self) -> DirtyMap:
         """The same, for those who do not hold the books."""
@@ -233,6 +240,7 @@ class Replica:
                 " any more, and the peer will get this side's version",
                 ", ".join(map(str, blocks)),
             )
+            self.decided_alone_bytes += len(blocks) * BLOCK_BYTES
             return [*whole, *((at, BLOCK_BYTES) for at in blocks)]
         self.update(suspect_parts=parts)
         return [*whole, *completed]
@@ -244,6 +252,16 @@ class Replica:
         self.unstable.clear_all()
         self.flushing.clear_all()
         self.suspects.link_lost()
+
+
+def with_suspect_parts(dirty: DirtyMap, superblock: Superblock) -> DirtyMap:
+    """With what a client wrote to suspect blocks: apart from the map, so that no resync copies the whole block."""
+    if not superblock.suspect_parts:
+        return dirty
+    union = dirty.copy()
+    for part in superblock.suspect_parts:
+        union.mark(*part)
+    return union
 
 
 def state_at_rest(superblock: Superblock, tracked: bool) -> DiskState:

@@ -254,7 +254,7 @@ class SyncSource:
         session.request(
             "sync_finished", FINISH_TIMEOUT_S, current=known.current, history=list(known.history), result=result
         )
-        self._primary.in_step(session, last_resync=result, suspect_parts=())
+        self._primary.in_step(session, last_resync=result)
         replica.persist_map()
         self._on_done(session)
         log.info(

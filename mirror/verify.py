@@ -79,7 +79,7 @@ class Verifier:
                 try:
                     delay_s = self._work(session, comparer)
                 except (NotPrimary, ConnectionCut) as error:
-                    self._retire(error.message)
+                    self._retire(error.message, session)
                     delay_s = RETIRED_S
         except (LinkLost, ProtocolError) as error:
             session.end(error.message)
@@ -133,12 +133,12 @@ class Verifier:
             self._stopped = None
             self._changed.notify_all()
 
-    def _retire(self, why: str) -> None:
+    def _retire(self, why: str, session: Session | None = None) -> None:
         """This side does not drive any more."""
         self._introduced = False
         self._proof_told = ""
         self.proof.end()
-        self._stop_run(why)
+        self._stop_run(why, session)
         with self._changed:
             self._stopped = None
 
@@ -255,11 +255,14 @@ class Verifier:
     def _run_step(self, run: Run, session: Session, comparer: Comparer) -> float:
         replica = self._replica
         if run.stop_wanted:
-            self._stop_run("by the operator's word", session)
+            self._stop_run("by the operator's word", session, may_go_on=True)
             return 0.0
         with replica.books:
             chunk = run.next_chunk(replica.suspects)
         try:
+            if chunk is None and run.found.size_bytes < replica.size_bytes and not run.wish.suspects_only:
+                self._stop_run("the volume has grown since it began", session)
+                return 0.0
             if chunk is None:
                 self._finish(run, session)
                 return 0.0
@@ -269,7 +272,7 @@ class Verifier:
         except (LinkLost, ProtocolError, NotPrimary, ConnectionCut):
             raise
         except MirrorError as error:
-            self._stop_run(error.message, session)
+            self._stop_run(error.message, session, may_go_on=True)
             return 0.0
         now_s = self._runtime.now_s()
         with self._changed:
@@ -307,8 +310,8 @@ class Verifier:
             self._end_run(run, State.DONE, "", may_go_on=False)
         log.info("verify done: %s (%d bytes differ)", run.result(State.DONE), run.differing_bytes)
 
-    def _stop_run(self, why: str, session: Session | None = None) -> None:
-        """Cut it short; where there is a session, the peer is told, and the next one may go on in it."""
+    def _stop_run(self, why: str, session: Session | None = None, may_go_on: bool = False) -> None:
+        """Cut it short, and tell a peer that is there. `may_go_on`: the next one counts what this one has done."""
         run = self.run
         if run is None or not run.active:
             return
@@ -319,7 +322,7 @@ class Verifier:
                 self._send_note(run, State.STOPPED, session)
         except MirrorError as error:
             log.error("could not note how far the verify is: %s", error)
-        self._end_run(run, State.STOPPED, why, may_go_on=session is not None)
+        self._end_run(run, State.STOPPED, why, may_go_on)
         log.warning("verify stopped at %d: %s", run.cursor, why)
 
     def _end_run(self, run: Run, state: State, reason: str, may_go_on: bool) -> None:

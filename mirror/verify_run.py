@@ -158,6 +158,7 @@ class Run:
             "differing_bytes": self.differing_bytes,
             "repaired_bytes": self.repaired_bytes,
             "repair": self.wish.repair or None,
+            "suspects_only": self.wish.suspects_only,
             **shown_ranges(self.found),
         }
 

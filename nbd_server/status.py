@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from mirror.core.layout import Superblock
+from mirror.core.limits import SUSPECT_PARTS_MAX
 from mirror.core.states import ConnectionState, DiskState
 from mirror.core.wire import words
 from mirror.peer import Peer
@@ -31,7 +32,7 @@ def of_server(
     connected = session is not None and not session.ended
     compared = peer.verifier.status() if peer is not None else {"proof": None, "verify": None}
     with replica.books:
-        dirty_bytes = replica.dirty.dirty_bytes
+        dirty_bytes = replica.dirty_bytes
         suspects = replica.suspects.status()
         activity_log = {
             **log_trade,
@@ -65,6 +66,7 @@ def of_server(
         "warnings": [
             *notes,
             *suspects_warning(suspects),
+            *_decided_warnings(replica),
             *_proof_warnings(compared["proof"]),
             *_disk_warnings(replica, primary),
             *_peer_warnings(config, replica, peer),
@@ -106,6 +108,15 @@ def _proof_warnings(proof: Mapping[str, Any] | None) -> list[str]:
     if proof is None or proof["state"] != "failed":
         return []
     return [f"the copies could not be compared after the last handshake: {proof['reason']}"]
+
+
+def _decided_warnings(replica: Replica) -> list[str]:
+    if not replica.decided_alone_bytes:
+        return []
+    return [
+        f"{replica.decided_alone_bytes} bytes were suspect, and the peer gets this replica's version: while it is away "
+        f"clients wrote parts of more suspect blocks than can be noted ({SUSPECT_PARTS_MAX})"
+    ]
 
 
 def suspects_warning(suspects: Mapping[str, Any]) -> list[str]:

@@ -30,7 +30,7 @@ from typing import Final, Literal
 
 from mirror.core.errors import DamagedRecord, UnknownVersion
 from mirror.core.layout import LogRecord, decode_log_record, ring_position
-from mirror.core.limits import LOG_CHANGES_MAX, LOG_RING_RECORDS, LOG_SLICE, LOG_SLOTS_MAX
+from mirror.core.limits import LOG_AHEAD_EXTENTS, LOG_CHANGES_MAX, LOG_RING_RECORDS, LOG_SLICE, LOG_SLOTS_MAX
 from mirror.core.log_size import ReuseCurve, sampled
 
 Range = tuple[int, int]
@@ -83,14 +83,18 @@ class DamagedLog:
 
 
 class _Hot:
-    """An extent in the log: how many writes hold it, which round makes its past writes stable, where it stands."""
+    """An extent in the log: how many writes hold it, which round makes its past writes stable, where it stands.
 
-    __slots__ = ("count", "flush_round", "slot")
+    `ahead`: it was logged ahead of a sequential writer, which has not come there yet.
+    """
+
+    __slots__ = ("ahead", "count", "flush_round", "slot")
 
     def __init__(self, slot: int, flush_round: int) -> None:
         self.slot = slot
         self.count = 0
         self.flush_round = flush_round
+        self.ahead = False
 
 
 class ActivityLog:
@@ -111,6 +115,8 @@ class ActivityLog:
     ) -> None:
         self.hits = 0
         self.misses = 0
+        # A hold has come to an extent that was logged ahead: the next ones are due (see `ahead_of`). -1: none has.
+        self.reached = -1
         self._stable_round = 0
         # What other sizes would hold, for whoever chooses the size.
         self.reuse = reuse
@@ -179,8 +185,14 @@ class ActivityLog:
             entry.count += 1
             hot.move_to_end(first_extent)
             self.hits += 1
+            if entry.ahead:
+                entry.ahead = False
+                self.reached = first_extent
             return True
-        extents = range(first_extent, last_extent + 1)
+        return self._hold_several(range(first_extent, last_extent + 1))
+
+    def _hold_several(self, extents: range) -> bool:
+        hot, reuse = self._hot, self.reuse
         if reuse is not None:
             for extent in extents:
                 if sampled(extent, reuse.mask):
@@ -189,10 +201,39 @@ class ActivityLog:
             self.misses += 1
             return False
         for extent in extents:
-            hot[extent].count += 1
+            entry = hot[extent]
+            entry.count += 1
             hot.move_to_end(extent)
+            if entry.ahead:
+                entry.ahead = False
+                self.reached = extent
         self.hits += 1
         return True
+
+    def ahead_of(self, extent: int, extent_count: int, sure: bool) -> tuple[int, int] | None:
+        """What to log ahead (first and last extent) of a writer that has come to `extent`; None while enough is hot.
+
+        `sure`: it has come there from extents that were logged ahead before; else only the one before is hot, which
+        may be chance.
+        """
+        hot = self._hot
+        if not sure and extent - 1 not in hot:
+            return None
+        most = min(LOG_AHEAD_EXTENTS if sure else 1, self.slots // 4)
+        first, last = extent + 1, min(extent + most, extent_count - 1)
+        while first <= last and first in hot:
+            first += 1
+        enough = most > 1 and 2 * (first - extent - 1) >= most
+        return None if enough or first > last else (first, last)
+
+    def logged_ahead(self, first_extent: int, last_extent: int, flush_round: int) -> None:
+        """End the hold by which these were logged ahead: whoever comes there is noticed.
+
+        Nothing was written, but with the round of those that were they don't give way before older ones.
+        """
+        self.release(first_extent, last_extent, flush_round)
+        for extent in range(first_extent, last_extent + 1):
+            self._hot[extent].ahead = True
 
     def release(self, first_extent: int, last_extent: int, flush_round: int) -> None:
         """End a hold; flush round `flush_round` will make what was written stable (0: nothing was written)."""

@@ -201,8 +201,8 @@ class Outcome:
 
 # What the rules of policies (mirror.core.policy) begin with.
 POLICY_RULES = "policy-discard-"
-# By these a person, or a policy that one chose, has said whose changes go.
-DISCARD_RULES = ("discard-bitmap", "discard-full", POLICY_RULES)
+# By these the operator has said whose data goes.
+DISCARD_RULES = ("discard-bitmap", "discard-full")
 # By these the peer is known to hold acknowledged writes that this side lacks, whether a session comes of it or not.
 PEER_MOVED_ON = ("behind", "far-behind")
 

@@ -7,12 +7,15 @@ write that touches a suspect block is stable on both before it is answered. A si
 block no longer suspects it: it is dirty, like any other. Of a part of it the side that is alone keeps the range
 (Superblock.suspect_parts), and a resync sends just that range. So a suspect block never needs to be copied.
 
-Whose word is a person's: what a replica gives up by `--discard-my-data`, by a policy, by `invalidate`, or because it is
-a replacement, is not kept, suspect or not.
+A full resync keeps nothing: its target is void, or so far behind that what it suspects is of another time than what
+its source does, and its version of a block may lack answered writes. By the operator's `--discard-my-data` all that
+either side suspects is copied, too: a person has said which side is right. A policy has not, so it only gives up what
+the target has changed.
 
 Pure; the maps given are not changed.
 """
 
+import enum
 from typing import NamedTuple
 
 from mirror.core.dirty_map import DirtyMap
@@ -20,6 +23,14 @@ from mirror.core.limits import BLOCK_BYTES
 
 # An offset and a length in bytes.
 Range = tuple[int, int]
+
+
+class GivenUp(enum.Enum):
+    """What a person or a policy has said of the target of a resync by bitmap."""
+
+    NOTHING = enum.auto()
+    ITS_CHANGES = enum.auto()
+    ITS_DATA = enum.auto()
 
 
 class Selection(NamedTuple):
@@ -30,26 +41,28 @@ class Selection(NamedTuple):
 
 
 def select_changed(
-    mine: DirtyMap, my_suspects: DirtyMap, theirs: DirtyMap, their_suspects: DirtyMap, discards: bool
+    mine: DirtyMap, my_suspects: DirtyMap, theirs: DirtyMap, their_suspects: DirtyMap, given_up: GivenUp
 ) -> Selection:
-    """Of a resync by bitmap. `mine` is the source's; `discards`: the target's changes go by somebody's word."""
+    """Of a resync by bitmap; `mine` is what its source knows of."""
     copied = mine.copy()
-    copied.remove(my_suspects)
     further = theirs.copy()
-    if not discards:
+    if given_up is not GivenUp.ITS_DATA:
+        copied.remove(my_suspects)
+    if given_up is GivenUp.NOTHING:
         further.remove(their_suspects)
         further.remove(my_suspects)
     copied.merge(further)
+    if given_up is GivenUp.ITS_DATA:
+        copied.merge(my_suspects)
+        copied.merge(their_suspects)
     return Selection(copied, both(my_suspects, copied))
 
 
-def select_all(my_suspects: DirtyMap, their_suspects: DirtyMap, discards: bool) -> Selection:
-    """Of a full resync. A block that only the source suspects has nothing at the target to choose from."""
-    kept = DirtyMap(my_suspects.size_bytes) if discards else both(my_suspects, their_suspects)
+def select_all(my_suspects: DirtyMap) -> Selection:
+    """Of a full resync."""
     copied = DirtyMap(my_suspects.size_bytes)
     copied.mark_all()
-    copied.remove(kept)
-    return Selection(copied, both(my_suspects, copied))
+    return Selection(copied, my_suspects.copy())
 
 
 def both(one: DirtyMap, other: DirtyMap) -> DirtyMap:

@@ -262,7 +262,7 @@ FAULTS = (
     _fault(
         "a part of a suspect block written alone is not sent",
         ("mirror.sync:SyncSource._finish", "self._send_suspect_parts()", "pass"),
-        events=("flip", "verify", "cut", "heal"),
+        events=("flip", "reset", "disconnect", "connect"),
     ),
     _fault(
         "a suspect block written whole alone is not sent",
@@ -274,6 +274,13 @@ FAULTS = (
         ("mirror.primary:Primary._on_suspects", "change.made_durable() if touched else change", "change"),
         ("mirror.primary:Primary.suspect_locked", "if open_here:", "if False:"),
         events=("flip", "verify", "power"),
+    ),
+    _fault(
+        "a read of a write that is cut off",
+        ("mirror.primary:Primary.read_into", "if not self._open and self.gate is Gate.CUT:", "if False:"),
+        events=("stop", "stall", "stop", "cut", "demote"),
+        protocols="BBC",
+        narrow=True,
     ),
     _fault(
         "an Inconsistent copy promoted",

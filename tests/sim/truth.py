@@ -461,8 +461,10 @@ class Truth:
         assert volume is not None
         session = volume._primary.session
         attached = session is not None and not session.ended
-        if self.world.protocol != "C" and attached and not operation.fua:
-            return  # under way
+        recording = session is not None or volume._primary._alone_lock._held  # type: ignore[attr-defined]
+        if self.world.protocol != "C" and recording and not operation.fua:
+            # Under way; or the link was lost just between the queue and this answer, and that is being recorded.
+            return
         # A large trim goes in pieces: one may have gone before the peer came back, and be dirty.
         whole = other.known is None or other.known.disk is not DiskState.INCONSISTENT
         stayed = other.power_cut_at < started and other.lost_at < started

@@ -10,7 +10,14 @@ from hypothesis import strategies as st
 
 from mirror.core.activity_log import NEED_STABLE, ActivityLog, DamagedLog, Rebuilt, Transaction
 from mirror.core.layout import LogRecord, blank_log_record, encode_log_record, ring_position
-from mirror.core.limits import LOG_CHANGES_MAX, LOG_RING_RECORDS, LOG_SLICE, LOG_SLOTS_MAX, RECORD_BYTES
+from mirror.core.limits import (
+    LOG_AHEAD_EXTENTS,
+    LOG_CHANGES_MAX,
+    LOG_RING_RECORDS,
+    LOG_SLICE,
+    LOG_SLOTS_MAX,
+    RECORD_BYTES,
+)
 
 EPOCH = 3
 SECTOR_BYTES = 512
@@ -626,3 +633,47 @@ def test_a_new_epoch_begins_empty_with_another_size() -> None:
     assert log.plan([(1, 8)]), "all slots are free"
     with pytest.raises(AssertionError, match="epoch"):
         ActivityLog(4, epoch=3).begin_epoch(3, 8)
+
+
+def sequential(log: ActivityLog, extent: int, extents: int) -> tuple[bool, tuple[int, int] | None]:
+    """One write of this extent as mirror.primary does it, what is to be logged ahead included."""
+    hot = log.hold(extent, extent)
+    if not hot:
+        commit(log, (extent, extent))
+    sure = log.reached >= 0
+    wanted = log.ahead_of(log.reached if sure else extent, extents, sure) if sure or not hot else None
+    log.reached = -1
+    if wanted is not None:
+        commit(log, wanted)
+        log.logged_ahead(*wanted, 1)
+    log.release(extent, extent, 1)
+    return hot, wanted
+
+
+def commit(log: ActivityLog, wanted: tuple[int, int]) -> None:
+    transaction = log.plan([wanted])
+    if transaction is NEED_STABLE:
+        log.stable_through(1)
+        transaction = log.plan([wanted])
+    assert isinstance(transaction, Transaction)
+    assert transaction.granted == (wanted,)
+    log.commit(transaction)
+
+
+def test_a_sequential_writer_meets_two_cold_extents_and_no_more() -> None:
+    log = ActivityLog(64, epoch=1)
+    seen = [sequential(log, extent, 500) for extent in range(500)]
+    assert [extent for extent, (hot, _) in enumerate(seen) if not hot] == [0, 1]
+    records = [wanted for _, wanted in seen if wanted is not None]
+    assert records[0] == (2, 2), "the first one may be chance"
+    assert records[-1][1] == 499, "not behind the end of the volume"
+    assert len(records) < 500 / (LOG_AHEAD_EXTENTS // 2 - 1), "several at once"
+
+
+def test_nothing_is_logged_ahead_of_random_writers_or_in_a_tiny_log() -> None:
+    draw = random.Random(5)
+    log = ActivityLog(64, epoch=1)
+    ahead = [sequential(log, draw.randrange(100_000), 100_000)[1] for _ in range(2000)]
+    assert sum(wanted is not None for wanted in ahead) < 20
+    tiny = ActivityLog(3, epoch=1)
+    assert all(sequential(tiny, extent, 100)[1] is None for extent in range(100))

@@ -87,8 +87,8 @@ def counted(tmp_path: Path) -> Iterator[tuple[Volume, Counts]]:
 
 REQUESTS: dict[str, Callable[[Volume], Callable[[int], None]]] = {
     "a hot write": lambda volume: lambda number: volume.write(DATA, number % 16 * 4096, False),
-    # Each of an extent that was not written before, behind the one that all others write to.
-    "a cold write": lambda volume: lambda number: volume.write(DATA, (number + 1) * EXTENT_BYTES, False),
+    # Each of an extent that was not written before, none behind the last one, or they would be logged ahead.
+    "a cold write": lambda volume: lambda number: volume.write(DATA, (number * 7 % COUNT + 1) * EXTENT_BYTES, False),
     "a FUA write": lambda volume: lambda number: volume.write(DATA, number % 16 * 4096, True),
     "a write and a flush": lambda volume: lambda number: (volume.write(DATA, 0, False), volume.flush())[1],
     "a read": lambda volume: lambda number: volume.read_into(memoryview(bytearray(4096)), 0),

@@ -246,13 +246,13 @@ def test_a_change_of_the_log_is_put_off_while_a_write_does_not_end(
 ) -> None:
     monkeypatch.setattr(log_sizer, "PAUSE_S", 0.01)
     primary.write(BLOCK, 0, False)
-    ticket, first, last = primary._begin(EXTENT_BYTES, 4096)
+    ticket, first, last = primary._begin(5 * EXTENT_BYTES, 4096)
     epoch = primary.replica.superblock.log_epoch
     assert not LogSizer(primary, None, _nothing).change(4 * LOG_SLOTS_MIN)
     assert (primary.replica.superblock.log_epoch, primary.replica.log.used) == (epoch, 2)
     primary.unlock(ticket, first, last)
     primary._leave()
-    primary.write(BLOCK, EXTENT_BYTES, False)
+    primary.write(BLOCK, 5 * EXTENT_BYTES, False)
     assert LogSizer(primary, None, _nothing).change(4 * LOG_SLOTS_MIN)
 
 

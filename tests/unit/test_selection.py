@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from mirror.core.dirty_map import DirtyMap
 from mirror.core.limits import BLOCK_BYTES
-from mirror.core.selection import both, select_all, select_changed, split, with_parts
+from mirror.core.selection import GivenUp, both, select_all, select_changed, split, with_parts
 
 BLOCKS = 32
 
@@ -25,31 +25,30 @@ def blocks_of(blocks: DirtyMap) -> set[int]:
     return {block for first, count in runs for block in range(first, first + count)}
 
 
-@pytest.mark.parametrize("discards", [False, True])
-def test_every_combination_of_what_both_sides_know_of_a_block(discards: bool) -> None:
+@pytest.mark.parametrize("given_up", GivenUp)
+def test_every_combination_of_what_both_sides_know_of_a_block(given_up: GivenUp) -> None:
     combinations = list(product((False, True), repeat=4))
     sets = [{block for block, one in enumerate(combinations) if one[index]} for index in range(4)]
     my_suspects = sets[1]
     maps = [map_of(one) for one in sets]
-    copied, dropped = map(blocks_of, select_changed(*maps, discards=discards))
+    copied, dropped = map(blocks_of, select_changed(*maps, given_up=given_up))
     for block, (here, suspect_here, there, suspect_there) in enumerate(combinations):
-        if discards and there:
-            wanted = True  # it was given up by somebody's word
+        if given_up is GivenUp.ITS_DATA:
+            wanted = here or suspect_here or there or suspect_there
+        elif given_up is GivenUp.ITS_CHANGES and there:
+            wanted = True
         elif suspect_here:
             wanted = False  # this side can't bring its version, whatever the other one says
         else:
-            wanted = here or (there and not suspect_there)
+            wanted = here or (there and (not suspect_there or given_up is GivenUp.ITS_CHANGES))
         assert (block in copied) == wanted, (here, suspect_here, there, suspect_there)
     assert dropped == my_suspects & copied
     assert [blocks_of(one) for one in maps] == sets, "the maps given are not changed"
 
 
-def test_of_a_full_resync_only_what_both_suspect_stays() -> None:
-    mine, theirs = {1, 2}, {2, 3}
-    copied, dropped = map(blocks_of, select_all(map_of(mine), map_of(theirs), discards=False))
-    assert copied == set(range(BLOCKS)) - {2}
-    assert dropped == {1}
-    copied, dropped = map(blocks_of, select_all(map_of(mine), map_of(theirs), discards=True))
+def test_a_full_resync_leaves_nothing_out() -> None:
+    """Its target may have been away since before what this side suspects came about."""
+    copied, dropped = map(blocks_of, select_all(map_of({1, 2})))
     assert (copied, dropped) == (set(range(BLOCKS)), {1, 2})
 
 

@@ -1,5 +1,6 @@
 """Verify, repair and proof on two live replicas in this process: what is found, what is kept, what is cleared."""
 
+import errno
 import random
 import threading
 from collections.abc import Callable
@@ -10,8 +11,9 @@ import pytest
 
 from cli import offline
 from mirror import compare
-from mirror.core.errors import OperatorError
+from mirror.core.errors import DeviceError, OperatorError
 from mirror.core.limits import BLOCK_BYTES, EXTENT_BYTES
+from mirror.core.states import DiskState
 from mirror.verify_run import Run
 from nbd_server.config import load
 from nbd_server.status import iso_time
@@ -243,6 +245,24 @@ def test_a_resync_brings_of_a_suspect_block_what_the_client_wrote_and_no_more(tm
         assert first._replica.superblock.suspect_parts == ()
 
 
+def test_a_part_counts_as_a_change_also_while_no_map_names_it(tmp_path: Path) -> None:
+    """What is told, and what a policy that gives way without changes goes by."""
+    with pair(tmp_path) as (first, second):
+        flip(tmp_path, "b", 0)
+        verify(first)
+        first.disconnect()
+        first.write(memoryview(b"!" * 100), 50, False)
+        with first._replica.books:
+            # As a handshake leaves it that is cut off behind the source's part of it.
+            first._replica.dirty.remove(first._replica.suspects.found)
+        assert first.status()["dirty_bytes"] == 4096
+        assert peer_of(first).standing().dirty_blocks == 1
+        assert list(first._replica.own_map().runs()) == [(0, 4096)]
+        come_together(first, second)
+        assert first.status()["dirty_bytes"] == 0
+        assert contents(tmp_path)[1][50:150] == b"!" * 100
+
+
 def test_after_a_crash_the_suspects_of_the_log_are_left_alone(tmp_path: Path) -> None:
     """Every extent of the log is dirty then, and the side that is the source must not decide (it may be bad)."""
     with pair(tmp_path) as (first, second):
@@ -277,6 +297,79 @@ def test_more_parts_than_can_be_kept_are_told(
         assert suspects(first) == suspects(second) == [[0, 2 * 4096]]
         a, b = contents(tmp_path)
         assert [at for at in range(SIZE_BYTES) if a[at] != b[at]] == [0, 4096]
+
+
+def test_a_part_is_forgotten_when_both_are_in_step_whatever_led_there(tmp_path: Path) -> None:
+    """A resync that ended on the target's side only is followed by a handshake that finds nothing to do."""
+    with pair(tmp_path) as (first, second):
+        flip(tmp_path, "b", 0)
+        verify(first)
+        first._replica.update(suspect_parts=((100, 50),))
+        session = session_of(first)
+        session.end("a test cuts the link")
+        wait_ended(first, session)
+        wait_in_step(first)
+        wait_in_step(second)
+        assert first._replica.superblock.suspect_parts == ()
+
+
+def test_a_read_error_is_mended_from_the_peer_and_nothing_beside_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Block 5 differs, and the primary's may be the right one; block 9 can't be read here."""
+    with pair(tmp_path) as (first, _):
+        first.write(memoryview(BLOCK * 16), 0, False)
+        first.flush()
+        flip(tmp_path, "b", 5 * 4096)
+        before = contents(tmp_path)
+        store = first._replica.store
+        read_into, bad = store.read_into, [True]
+
+        def read(buffer: memoryview, offset: int) -> None:
+            if bad[0] and offset <= 9 * 4096 < offset + len(buffer):
+                raise DeviceError("data", "read", errno.EIO, "Input/output error")
+            read_into(buffer, offset)
+
+        def write(buffer: memoryview, offset: int, durable: bool = False) -> None:
+            bad[0] = bad[0] and offset != 9 * 4096
+            store_write(buffer, offset, durable)
+
+        store_write = store.write
+        monkeypatch.setattr(store, "read_into", read)
+        monkeypatch.setattr(store, "write", write)
+        found = bytearray(16 * 4096)
+        first.read_into(memoryview(found), 0)
+        assert bytes(found) == before[0][: len(found)]
+        assert not bad[0], "the sector was written again"
+        assert contents(tmp_path) == before
+        assert any("1 blocks answered from the peer" in record.message for record in caplog.records)
+
+
+def test_a_repair_that_finds_the_peers_disk_full_ends_the_session(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is Outdated from then on, and only a new session brings it up again."""
+    with pair(tmp_path) as (first, second):
+        flip(tmp_path, "b", 0)
+        verify(first)
+        write, full = second._replica.store.write, [True]
+
+        def refuse(buffer: memoryview, offset: int, durable: bool = False) -> None:
+            if full[0]:
+                raise DeviceError("data", "write", errno.ENOSPC, "No space left on device")
+            write(buffer, offset, durable)
+
+        monkeypatch.setattr(second._replica.store, "write", refuse)
+        session = session_of(first)
+        first._command({"command": "verify", "act": "start", "repair": "primary"})
+        wait_ended(first, session)
+        assert second._replica.superblock.disk is DiskState.OUTDATED
+        full[0] = False
+        peer_of(first).connect(False)
+        wait_in_step(second)
+        wait_in_step(first)
+        assert suspects(first) == [[0, 4096]]
+        assert verify(first, repair="primary")["result"] == "repaired"
 
 
 def test_they_outlive_a_restart_and_a_promotion(tmp_path: Path) -> None:
