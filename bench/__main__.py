@@ -20,15 +20,16 @@ from typing import Any, NoReturn
 
 import click
 from rich.console import Console
+from rich.markdown import Markdown
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
-from bench import fio, machine, pictures, report
+from bench import budget, fio, machine, pictures, report
 from bench.figures import Record, Round
 from bench.processes import BenchError, Unavailable
 from bench.rows import DRBD_ROWS, ROWS, Row, matching, needed
 from bench.scale import FULL, QUICK, Scale
 from bench.servers import Target
-from bench.works import EXPERIMENTS, TARGETS, WORKS
+from bench.works import BUDGET, EXPERIMENTS, TARGETS, WORKS
 
 # Below it somebody else is at work, and even ratios move (docs/performance.md says how).
 IDLE_PERCENT_LEAST = 90
@@ -139,6 +140,20 @@ def run(directory: Path, scale: Scale, rows: list[Row]) -> Record:
         shutil.rmtree(where, ignore_errors=True)
 
 
+def tell(record: Record, rows: list[Row]) -> None:
+    console.print(report.terminal_table(record, rows))
+    console.print(report.summary(record, rows), highlight=False)
+    for table in budget.tables(record, BUDGET):
+        console.print(Markdown(table))
+    idle_percent = record.machine["idle_before_percent"]
+    if idle_percent < IDLE_PERCENT_LEAST:
+        console.print(
+            f"[yellow]This machine was {idle_percent} % idle before: its figures say little.", highlight=False
+        )
+    for name, reason in record.absent.items():
+        console.print(f"not available: {name}: {reason}", highlight=False)
+
+
 def stopped(*_: Any) -> NoReturn:
     """At Ctrl-C and SIGTERM: end all that was started, undisturbed by a second one."""
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -175,17 +190,13 @@ def main(
         console.print(f"[red]{error}", highlight=False)
         sys.exit(1)
     record.settings["minutes"] = round((time.monotonic() - begin_s) / 60, 1)
-    console.print(report.terminal_table(record, rows))
-    console.print(report.summary(record, rows), highlight=False)
-    idle_percent = record.machine["idle_before_percent"]
-    if idle_percent < IDLE_PERCENT_LEAST:
-        console.print(
-            f"[yellow]This machine was {idle_percent} % idle before: its figures say little.", highlight=False
-        )
-    for name, reason in record.absent.items():
-        console.print(f"not available: {name}: {reason}", highlight=False)
-    if row or not record.rounds:
-        return  # a part of a table is nothing to keep, nor is one where all is missing
+    tell(record, rows)
+    if not record.rounds:
+        return  # all is missing
+    if row:
+        # A part of a table is nothing to keep, but to look at.
+        draw(record, report.RESULTS / "part.json")
+        return
     if scale == FULL:
         save(record, report.BESIDE_DRBD if drbd else report.LATEST)
         console.print("`make report` puts it into docs/performance.md")

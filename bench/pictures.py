@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 
-from bench import works
+from bench import budget, works
 from bench.figures import Record
 
 WIDTH, HEIGHT = 720, 400
@@ -167,5 +167,6 @@ def all_of(record: Record) -> dict[str, str]:
         "latency-depth-16": latencies(record, works.WRITE_DEEP),
         "latency-fsync": latencies(record, works.FLUSH),
         "resync": resync(record),
+        "budget": budget.picture(record, works.BUDGET),
     }
     return {name: picture for name, picture in drawn.items() if picture is not None}

@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.table import Table
 
-from bench import pictures
+from bench import budget, pictures, works
 from bench.figures import Record, Value
 from bench.rows import DRBD_ROWS, NOT_AVAILABLE, ROWS, Judged, Row, judge
 
@@ -23,6 +23,7 @@ HEADINGS = ("", "now", "rounds", "measured", "goal", "")
 STYLES = {"pass": "green", "falls short": "red"}
 # What a figure looks like to people: its unit, and how many of it are one.
 UNITS = {
+    "ns": ("ns", 1.0, ".0f"),
     "us": ("µs", 1.0, ".0f"),
     "ms": ("ms", 1.0, ".1f"),
     "mib": ("MiB", 1.0, ".0f"),
@@ -126,6 +127,11 @@ def markdown(record: Record, rows: Iterable[Row], command: str) -> str:
     return "\n\n".join([*origin, "\n".join(lines).strip()])
 
 
+def _budget(record: Record) -> list[str]:
+    tables = budget.tables(record, works.BUDGET)
+    return ["### Where the time of one request goes", *tables] if tables else []
+
+
 def page(text: str, record: Record, beside_drbd: Record) -> str:
     """docs/performance.md with what was measured made anew."""
     head, _, rest = text.partition(BEGIN)
@@ -133,6 +139,7 @@ def page(text: str, record: Record, beside_drbd: Record) -> str:
     parts = [
         markdown(record, ROWS, "make bench"),
         *(f"![{name}](../bench/results/{picture_path(name).name})" for name in pictures.all_of(record)),
+        *_budget(record),
         "### In guests, with DRBD",
         markdown(beside_drbd, DRBD_ROWS, "make bench-drbd"),
     ]

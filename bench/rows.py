@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from bench import drbd, works
+from bench import budget, drbd, works
 from bench.figures import Figure, Record, Value
 from bench.works import ALONE, APART, FILE, MIRRORED_A, MIRRORED_B, MIRRORED_C, NO_SPIN, QUORUM, SMALL_LOG, UNTOUCHED
 
@@ -62,6 +62,7 @@ READS = "Reads, × nbdkit file"
 EXTENTS = "Cold extents"
 RESYNC = "Resync"
 OWN = "By itself"
+BUDGET = "Where the time of one request goes"
 VETH = "Each replica in a network namespace of its own, × nbdkit file"
 
 IDLE, BESIDE, WITHOUT = "idle", "beside writes", "writes without"
@@ -193,6 +194,12 @@ ROWS = (
         (works.WRITE_DEEP, ALONE),
         (works.WRITE_DEEP, FILE),
     ),
+    *(
+        row(BUDGET, f"{name}, as the client sees it, p50", None, "client_us", (works.BUDGET, name))
+        for name in budget.KINDS
+    ),
+    row(BUDGET, "a write that no span looks at pays", None, "not_looked_at_ns", (works.BUDGET, budget.SPANS)),
+    row(BUDGET, "a look, at one write in 32", None, "look_ns", (works.BUDGET, budget.SPANS)),
     row(VETH, "C, p50", at_most(1.2), "p50_us", (works.WRITE, APART), (works.WRITE, FILE)),
     row(VETH, "C, p99", at_most(3), "p99_us", (works.WRITE, APART), (works.WRITE, FILE)),
     row(VETH, "C, write and fsync, p50", at_most(2), "p50_us", (works.FLUSH, APART), (works.FLUSH, FILE)),

@@ -54,12 +54,12 @@ def accepts(path: Path) -> bool:
     return False
 
 
-def ask(replica: Path) -> dict[str, Any] | None:
-    """The status, from the control socket: starting a command each time would cost what is being measured."""
+def ask(replica: Path, command: str = "status") -> dict[str, Any] | None:
+    """The status, or another command's answer, from the control socket: starting Python each time would cost."""
     with socket.socket(socket.AF_UNIX) as control, contextlib.suppress(OSError, ValueError):
         control.settimeout(5)
         control.connect(str(replica / "control.sock"))
-        control.sendall(b'{"command": "status"}\n')
+        control.sendall(json.dumps({"command": command}).encode() + b"\n")
         with control.makefile() as answers:
             answer = json.loads(answers.readline())
         if answer["ok"]:

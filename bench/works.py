@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench import cycles, drbd, experiments, fio
+from bench import budget, cycles, drbd, experiments, fio
 from bench.experiments import Experiment
 from bench.figures import Round
 from bench.processes import busy_loops
@@ -136,6 +136,7 @@ WORKS: dict[str, Work] = {
 RESYNC = "resync"
 SCATTERED = "resync of 1 % at random"
 MEMORY = "memory"
+BUDGET = "where the time of one request goes"
 GUESTS = "4 KiB random writes in a guest"
 NBDCOPY = "nbdcopy"
 
@@ -143,5 +144,6 @@ EXPERIMENTS: dict[str, Experiment] = {
     RESYNC: Experiment(experiments.resync, steps=lambda _: 7),
     SCATTERED: Experiment(experiments.scattered, steps=lambda _: 2),
     MEMORY: Experiment(experiments.memory, steps=lambda _: 2),
+    BUDGET: Experiment(budget.measure, steps=budget.steps),
     GUESTS: Experiment(drbd.measure, steps=drbd.steps),
 }

@@ -24,10 +24,11 @@ from cli.serve import serve
 from cli.status import status
 from cli.switch import switch
 from cli.verify import verify
+from cli.why_slow import why_slow
 from mirror.core.errors import MirrorError
 
 VERBS = (
-    *(create, serve, status, promote, demote, switch, connect),
+    *(create, serve, status, why_slow, promote, demote, switch, connect),
     *(disconnect, diff, verify, resize, invalidate, inspect, destroy, demo),
 )
 

@@ -52,9 +52,9 @@ def _pairs(status: Status) -> Iterator[tuple[str, str | Text]]:
 
 def _resyncs(status: Status) -> Iterator[tuple[str, str | Text]]:
     if status["resync"]:
-        yield "resync", _resync(status["resync"])
+        yield "resync", resync_text(status["resync"])
         if status["resync"]["limit"]:
-            yield "resync rate", _limit(status["resync"]["limit"])
+            yield "resync rate", limit_text(status["resync"]["limit"])
     if status["last_resync"]:
         yield "last resync", _last_resync(status["last_resync"])
 
@@ -85,7 +85,7 @@ def line(status: Status) -> str:
         f"dirty {size_text(status['dirty_bytes'])}",
     ]
     if status["resync"]:
-        parts.append(f"resync {_resync(status['resync'])}")
+        parts.append(f"resync {resync_text(status['resync'])}")
     if status["suspects"]["bytes"]:
         parts.append(f"suspects {size_text(status['suspects']['bytes'])}")
     if status["verify"]:
@@ -127,14 +127,14 @@ def _retry(retry: dict[str, Any]) -> str:
     return f"the plan failed {retry['failures']} {times}, next try in {soon}: {retry['reason']}"
 
 
-def _resync(resync: dict[str, Any]) -> str:
+def resync_text(resync: dict[str, Any]) -> str:
     total = resync["total_bytes"]
     percent = 100 * resync["done_bytes"] / total if total else 0.0
     left = f", {duration_text(resync['eta_s'])} left" if resync["eta_s"] is not None else ""
     return f"{resync['direction']}: {percent:.0f} % of {size_text(total)} at {size_text(resync['bytes_per_s'])}/s{left}"
 
 
-def _limit(limit: dict[str, Any]) -> str:
+def limit_text(limit: dict[str, Any]) -> str:
     """How far the resync is held back, and why."""
     share = f"{100 * limit['share']:.0f} %, " if limit["share"] < 1 else ""
     most = f", at most {size_text(limit['bytes_per_s_max'])}/s" if limit["bytes_per_s_max"] else ""

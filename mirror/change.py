@@ -7,9 +7,11 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from mirror.core.errors import DeviceError, LinkLost
+from mirror.core.stages import INTERPRETER, OWN_DISK, SEND
 from mirror.core.wire import Flag, MessageType
 from mirror.link import Stream
 from mirror.session import Session
+from mirror.spans import Span
 
 # Twice the pages of databases.
 TYPICAL_BYTES_MAX = 16 * 1024
@@ -31,6 +33,8 @@ class Change(NamedTuple):
     apply: Callable[..., None]
     arguments: tuple[Any, ...]
     payload_crc: int = 0
+    # It is one of those whose stages are measured.
+    span: Span | None = None
 
     @property
     def is_typical(self) -> bool:
@@ -48,6 +52,10 @@ class Change(NamedTuple):
         """
         if spin_us:
             flags |= Flag.SPIN
+        span = self.span
+        if span is not None:
+            flags |= Flag.TIMED
+            span.lap(INTERPRETER)
         try:
             stream = session.borrow()
             stream.send(
@@ -62,12 +70,19 @@ class Change(NamedTuple):
         except LinkLost as lost:
             session.end(lost.message)
             return None
+        if span is not None:
+            span.lap(SEND)
         return stream
 
     def apply_here(self) -> DeviceError | None:
         """What the own disk said to it, if it refused."""
+        span = self.span
+        if span is not None:
+            span.lap(INTERPRETER)
         try:
             self.apply(*self.arguments)
         except DeviceError as error:
             return error
+        if span is not None:
+            span.lap(OWN_DISK)
         return None

@@ -17,6 +17,7 @@ from mirror.core.errors import LinkLost, PeerError, ProtocolError
 from mirror.core.in_flight import InFlight
 from mirror.core.limits import IN_FLIGHT_BYTES_MAX, IN_FLIGHT_COUNT_MAX, SEND_BATCH_COUNT_MAX
 from mirror.core.range_lock import Ticket
+from mirror.core.stages import ANSWER
 from mirror.core.wire import Flag, MessageType
 from mirror.link import Poller, Stream
 from mirror.replica import extents_of
@@ -75,10 +76,15 @@ class Deferred:
         `spin_us`: it is the only one, and the peer's word may come within so many microseconds.
         """
         if self.protocol == "B":
-            return self._change_sent(session, ticket, change, spin_us, Flag.ACK_RECEIVED)
-        if spin_us and not self._pending:
-            return self._change_sent(session, ticket, change, spin_us, 0)
-        return self._change_queued(session, ticket, change)
+            stays = self._change_sent(session, ticket, change, spin_us, Flag.ACK_RECEIVED)
+        elif spin_us and not self._pending:
+            stays = self._change_sent(session, ticket, change, spin_us, 0)
+        else:
+            stays = self._change_queued(session, ticket, change)
+        if change.span is not None:
+            # A place in the queue, or the peer's word that it has it in memory: what waits for the link.
+            change.span.lap(ANSWER)
+        return stays
 
     def _change_queued(self, session: Session, ticket: Ticket, change: Change) -> bool:
         """Protocol A: written here, and in the queue."""

@@ -8,7 +8,9 @@ start or a promotion nothing is known to be flushed.
 from typing import TYPE_CHECKING
 
 from mirror.core.errors import DeviceError, LinkLost, MirrorError, PeerError, ProtocolError
+from mirror.core.stages import ANSWER, OWN_DISK, ROUND, SEND
 from mirror.core.wire import Flag, MessageType
+from mirror.spans import Span
 
 if TYPE_CHECKING:
     from mirror.link import Stream
@@ -27,15 +29,15 @@ class FlushRounds:
         self._finished = 0
         self._errors: dict[int, MirrorError] = {}
 
-    def flush(self) -> None:
+    def flush(self, span: Span | None = None) -> None:
         """Make everything answered so far stable on every connected replica; nothing to do is free."""
         if not self.needed:
             with self._changed:
                 if not self.needed and self._begun == self._finished:
                     return
-        self.run_round()
+        self.run_round(span)
 
-    def run_round(self) -> None:
+    def run_round(self, span: Span | None = None) -> None:
         """Take part in the next round to begin; lead it when nobody else does. Raises what the round ended with."""
         with self._changed:
             mine = self._begun + 1
@@ -45,13 +47,15 @@ class FlushRounds:
                     break
                 self._changed.wait()
             else:
+                if span is not None:
+                    span.lap(ROUND)
                 if mine in self._errors:
                     raise self._errors[mine]
                 return
         # Until it has ended well, whoever shares the round must not take it for done.
         error: MirrorError | None = PeerError("the flush ended on a bug of ours; the log tells more")
         try:
-            self._round()
+            self._round(span)
             error = None
         except MirrorError as caught:
             error = caught
@@ -66,7 +70,7 @@ class FlushRounds:
                     self._errors[mine] = error
                 self._changed.notify_all()
 
-    def _round(self) -> None:
+    def _round(self, span: Span | None) -> None:
         primary, replica = self._primary, self._primary.replica
         with replica.books:
             number = replica.round
@@ -75,11 +79,15 @@ class FlushRounds:
             session = primary.session
             replica.flushing.merge(replica.unstable)
             replica.unstable.clear_all()
+        if span is not None:
+            span.lap(ROUND)
         primary.wait_applied()
         spin_us = primary.spin_us()
-        stream = self._ask_peer(session, spin_us)
+        stream = self._ask_peer(session, spin_us, span)
         error = self._flush_here()
-        peer_ok = session is not None and self._await_peer(session, stream, spin_us)
+        if span is not None:
+            span.lap(OWN_DISK)
+        peer_ok = session is not None and self._await_peer(session, stream, spin_us, span)
         if error is not None:
             # Known to the peer first, which then is the only good copy.
             if not primary.disk_failed(error) or not peer_ok:
@@ -91,15 +99,18 @@ class FlushRounds:
                 replica.flushing.clear_all()
                 replica.log.stable_through(number)
 
-    def _ask_peer(self, session: "Session | None", spin_us: int) -> "Stream | None":
+    def _ask_peer(self, session: "Session | None", spin_us: int, span: Span | None) -> "Stream | None":
         if session is None:
             return None
+        flags = (Flag.SPIN if spin_us else 0) | (Flag.TIMED if span is not None else 0)
         try:
             stream = session.borrow()
-            stream.send(MessageType.FLUSH, Flag.SPIN if spin_us else 0, number=spin_us)
+            stream.send(MessageType.FLUSH, flags, number=spin_us)
         except LinkLost as lost:
             session.end(lost.message)
             return None
+        if span is not None:
+            span.lap(SEND)
         return stream
 
     def _flush_here(self) -> DeviceError | None:
@@ -110,7 +121,7 @@ class FlushRounds:
                 return error
         return None
 
-    def _await_peer(self, session: "Session", stream: "Stream | None", spin_us: int) -> bool:
+    def _await_peer(self, session: "Session", stream: "Stream | None", spin_us: int, span: Span | None) -> bool:
         """Whether the peer's disk is flushed; if not, the session has ended and its blocks are dirty."""
         try:
             if stream is None:
@@ -118,6 +129,9 @@ class FlushRounds:
             if spin_us:
                 stream.spin(spin_us)
             header, _ = stream.receive_answer()
+            if span is not None:
+                span.lap(ANSWER)
+                span.peer_ns = header.number
             if header.code == 0:
                 session.give_back(stream)
                 return True

@@ -558,9 +558,10 @@ class Peer:
             if state is not ConnectionState.SYNC_SOURCE:
                 # In step with us, or the source of our resync: whatever it could not know alone, it is the newest.
                 self._peer_is_up_to_date(session)
+            spans = self._primary.trace.spans
             self._receivers = [
-                Receiver(self._replica, session, session.incoming, "apply"),
-                Receiver(self._replica, session, session.sync_incoming, "resync-apply"),
+                Receiver(self._replica, session, session.incoming, "apply", spans),
+                Receiver(self._replica, session, session.sync_incoming, "resync-apply", spans),
             ]
             spawn, settings = self._runtime.spawn, self.settings
             self._threads = [

@@ -22,6 +22,7 @@ from mirror.core.errors import ConnectionCut, DeviceError, LinkLost, MirrorError
 from mirror.core.limits import BLOCK_BYTES, PIECE_BYTES_MAX, READ_ERRORS_MAX
 from mirror.core.range_lock import RangeLock, Ticket
 from mirror.core.spin import Spin
+from mirror.core.stages import ANSWER, LOG, TURN
 from mirror.core.states import DiskState, Role
 from mirror.core.wire import Flag, MessageType, crc32c
 from mirror.deferred import Deferred
@@ -29,6 +30,7 @@ from mirror.flush import FlushRounds
 from mirror.log_writer import LogWriter
 from mirror.replica import Replica, extents_of, with_suspect_parts
 from mirror.session import Session
+from mirror.spans import Span
 from mirror.trace import Trace
 
 log = logging.getLogger(__name__)
@@ -77,14 +79,17 @@ class Primary:
 
     def write(self, data: memoryview, offset: int, fua: bool) -> None:
         """Write `data` at `offset` on both replicas; with `fua` it is stable on both when this returns."""
-        started = self.trace.start()
+        trace = self.trace
+        started = trace.start()
+        span = None if trace.writes & trace.spans.mask else trace.spans.take(started)
         flags = Flag.FUA if fua else 0
         # Taken here once and for all: the peer checks it before it writes, however the data got there.
         crc = crc32c(data) if self.replica.tracked else 0
-        self._change(
-            Change(MessageType.WRITE, flags, offset, len(data), data, self._store.write, (data, offset, fua), crc)
+        length = len(data)
+        begun_ns = self._change(
+            Change(MessageType.WRITE, flags, offset, length, data, self._store.write, (data, offset, fua), crc, span)
         )
-        self.trace.write(started, len(data))
+        trace.write(started, length, offset, fua, span, begun_ns)
 
     def zero(self, offset: int, length: int, may_trim: bool, fast: bool, fua: bool) -> None:
         """Make the range read as zeroes on both replicas. `fast`: fail with ENOTSUP rather than write zeroes."""
@@ -106,12 +111,14 @@ class Primary:
     def flush(self) -> None:
         """All writes answered before this call are stable on every connected replica when it returns."""
         started = self.trace.start()
+        span = self.trace.spans.take(started)
         self._enter()
         try:
-            self.flushes.flush()
+            span.lap(TURN)
+            self.flushes.flush(span)
         finally:
             self._leave()
-        self.trace.flush(started)
+        self.trace.flush(started, span)
 
     def read_into(self, buffer: memoryview, offset: int) -> None:
         """Fill `buffer` from the volume; waits for the unanswered writes of its range (invariant same-order)."""
@@ -139,11 +146,14 @@ class Primary:
 
     # The life of a change
 
-    def _change(self, change: Change) -> None:
+    def _change(self, change: Change) -> int:
+        """Carry it out; returns when it had its turn and its extents in the log, 0 where there is neither."""
         if not self.replica.tracked:
-            self._change_untracked(change)
-            return
-        ticket, first, last = self._begin(change.offset, change.length)
+            return self._change_untracked(change)
+        span = change.span
+        ticket, first, last = self._begin(change.offset, change.length, span)
+        if span is not None:
+            span.lap(LOG)
         session = self.session
         if self.replica.suspects.any:
             change = self._on_suspects(change)
@@ -168,6 +178,7 @@ class Primary:
             if unlock:
                 self.unlock(ticket, first, last)
             self._leave()
+        return started_ns
 
     def spin_us(self) -> int:
         """How long to look for the peer's answer instead of sleeping: only for one that is alone on the way."""
@@ -179,7 +190,7 @@ class Primary:
             touched = self.replica.suspects.touches(change.offset, change.length)
         return change.made_durable() if touched else change
 
-    def _begin(self, offset: int, length: int) -> tuple[Ticket, int, int]:
+    def _begin(self, offset: int, length: int, span: Span | None = None) -> tuple[Ticket, int, int]:
         """Lock the range and hold its extents first..last in the log (none once the own disk is Failed: last < first).
 
         Whatever fails leaves nothing behind.
@@ -194,6 +205,8 @@ class Primary:
             ticket = self._ranges.request(offset, length)
             while not ticket.granted:
                 self._changed.wait()
+            if span is not None:
+                span.lap(TURN)
             hot = not self.replica.failed and self.replica.log.hold(first, last)
             reached = self.replica.log.reached
         if not hot:
@@ -270,12 +283,15 @@ class Primary:
             if self._ranges.unlock(ticket) or self._log_writer.waits_for_release:
                 self._changed.notify_all()
 
-    def _change_untracked(self, change: Change) -> None:
+    def _change_untracked(self, change: Change) -> int:
         self._enter()
         try:
+            if change.span is not None:
+                change.span.lap(TURN)
             self._apply_alone(self._on_suspects(change) if self.replica.suspects.any else change)
         finally:
             self._leave()
+        return 0
 
     def _apply_alone(self, change: Change) -> None:
         """Apply what the peer is not sent."""
@@ -306,6 +322,9 @@ class Primary:
                 if spin_us:
                     stream.spin(spin_us)
                 header, _ = stream.receive_answer()
+                if change.span is not None:
+                    change.span.lap(ANSWER)
+                    change.span.peer_ns = header.number
                 if header.code == 0:
                     peer_has_it = True
                     session.give_back(stream)

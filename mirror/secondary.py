@@ -10,6 +10,7 @@ any other error Failed (invariants flush, say-why).
 """
 
 import logging
+import time
 from collections import deque
 from collections.abc import Callable
 
@@ -18,6 +19,7 @@ import lz4.block
 from mirror.core import resync
 from mirror.core.errors import DeviceError, LinkLost, ProtocolError
 from mirror.core.limits import BLOCK_BYTES, REQUEST_BYTES_MAX, SPIN_US_MAX
+from mirror.core.stages import APPLY, APPLY_FLUSH, DISK, DURABLE_APPLY, RECEIVE, REPLY
 from mirror.core.states import DiskState
 from mirror.core.wire import Flag, Header, MessageType, crc32c
 from mirror.link import Poller, Stream
@@ -25,6 +27,7 @@ from mirror.primary import FULL
 from mirror.replica import Replica
 from mirror.runtime import Thread
 from mirror.session import Session
+from mirror.spans import SAMPLE_EVERY, Spans
 
 log = logging.getLogger(__name__)
 
@@ -37,8 +40,9 @@ QUICK_FLUSH_S = 0.001
 class Receiver:
     """Serves one group of incoming streams of one session until it ends."""
 
-    def __init__(self, replica: Replica, session: Session, streams: list[Stream], name: str) -> None:
+    def __init__(self, replica: Replica, session: Session, streams: list[Stream], name: str, spans: Spans) -> None:
         self._replica = replica
+        self._spans = spans
         self._session = session
         self._streams = streams
         self._poller = Poller()
@@ -81,7 +85,9 @@ class Receiver:
 
     def _receive(self, stream: Stream, alone: bool) -> None:
         while True:
+            began_ns = 0 if stream.received & (SAMPLE_EVERY - 1) else time.perf_counter_ns()
             header, payload = stream.receive()
+            received_ns = time.perf_counter_ns() - began_ns if began_ns else 0
             if stream in self._busy:
                 raise ProtocolError("a request behind one that was to be awaited")
             self._check(header, payload)
@@ -96,7 +102,7 @@ class Receiver:
                 if stream.buffered:
                     raise ProtocolError("a request behind one that was to be awaited")
                 return
-            self._answer(stream, header, payload)
+            self._answer(stream, header, payload, received_ns)
             if header.flags & Flag.SPIN:
                 self._likely = stream
                 self._spin_us = min(header.number, SPIN_US_MAX)
@@ -124,7 +130,7 @@ class Receiver:
                 self._session.end(error.message)
 
     def _check(self, header: Header, payload: memoryview) -> None:
-        if header.type not in APPLY:
+        if header.type not in HOW_TO_APPLY:
             raise ProtocolError(f"a {header.type.name} message on a data stream")
         if header.offset + header.length > self._replica.size_bytes or header.length > REQUEST_BYTES_MAX:
             raise ProtocolError(f"a request for {header.length} bytes at {header.offset}, outside the volume")
@@ -133,23 +139,42 @@ class Receiver:
         if header.type == MessageType.SUMS and (header.offset | header.length) % BLOCK_BYTES:
             raise ProtocolError(f"a request for digests of {header.length} bytes at {header.offset}, no whole blocks")
 
-    def _answer(self, stream: Stream, header: Header, payload: memoryview) -> None:
+    def _answer(self, stream: Stream, header: Header, payload: memoryview, received_ns: int = 0) -> None:
+        """Carry a request out and say so. `received_ns`: what receiving it took, when its stages are to be measured."""
         # What was confirmed as received may be acknowledged already: it is carried out whatever became of the session.
         if self._session.ended and not header.flags & Flag.ACK_RECEIVED:
             raise LinkLost(self._session.reason)
         answer: bytes | memoryview = b""
         code = 0
         began_s = self._replica.runtime.now_s() if header.type is MessageType.FLUSH else 0.0
+        measured = received_ns or began_s or header.flags & Flag.TIMED
+        began_ns = time.perf_counter_ns() if measured else 0
+        applied_ns = 0
         try:
-            answer = APPLY[header.type](self._replica, header, payload)
+            answer = HOW_TO_APPLY[header.type](self._replica, header, payload)
         except DeviceError as error:
             code = error.errno
             if header.type in (MessageType.WRITE, MessageType.ZERO, MessageType.TRIM, MessageType.FLUSH):
                 self._disk_error(error)
         if began_s:
             self._flush_s += (self._replica.runtime.now_s() - began_s - self._flush_s) / 4
+        if measured:
+            applied_ns = time.perf_counter_ns() - began_ns
         self._busy.discard(stream)
-        stream.send(MessageType.ANSWER, payload=answer, code=code)
+        told_ns = applied_ns if header.flags & Flag.TIMED else 0
+        stream.send(MessageType.ANSWER, payload=answer, code=code, number=told_ns)
+        if measured and header.type in MEASURED:
+            self._note(header, received_ns, applied_ns, time.perf_counter_ns() - began_ns - applied_ns)
+
+    def _note(self, header: Header, received_ns: int, applied_ns: int, reply_ns: int) -> None:
+        """What a client's write or flush took on this side."""
+        if header.flags & Flag.RESYNC:
+            return
+        kind = APPLY_FLUSH if header.type is MessageType.FLUSH else DURABLE_APPLY if header.flags & Flag.FUA else APPLY
+        durations_ns = {DISK: applied_ns, REPLY: reply_ns}
+        if received_ns:
+            durations_ns[RECEIVE] = received_ns
+        self._spans.applied(kind, time.perf_counter_ns(), durations_ns, header.offset, header.length)
 
     def _disk_error(self, error: DeviceError) -> None:
         self._session.disk_trouble = True
@@ -204,7 +229,10 @@ def _sums(replica: Replica, header: Header, _: memoryview) -> bytes:
     return resync.encode_sums(resync.block_sums(replica.store.read(header.length, header.offset)))
 
 
-APPLY: dict[MessageType, Callable[[Replica, Header, memoryview], bytes]] = {
+# Of these a secondary keeps the times.
+MEASURED = (MessageType.WRITE, MessageType.FLUSH)
+
+HOW_TO_APPLY: dict[MessageType, Callable[[Replica, Header, memoryview], bytes]] = {
     MessageType.WRITE: _write,
     MessageType.ZERO: _zero,
     MessageType.TRIM: _trim,

@@ -30,7 +30,7 @@ from mirror.resize import Resize
 from mirror.runtime import Runtime
 from mirror.session import Session
 from mirror.trace import Trace
-from nbd_server import control, outlook, status
+from nbd_server import control, outlook, slowness, status
 from nbd_server.config import Config, load
 from nbd_server.lease import Lease
 
@@ -351,6 +351,7 @@ class Volume:
             "diff": lambda: outlook.diff(self._with_peer(), self._replica, request.get("limit")),
             "verify": lambda: self._with_peer().verifier.command(request),
             "resize": lambda: self.resize(request.get("size")),
+            "why_slow": lambda: slowness.of_server(self._replica, self._primary, self.status()),
             "log_extents": lambda: self.set_log_extents(request.get("extents")),
         }
         command = commands.get(request["command"])

@@ -89,13 +89,16 @@ def stop(volume: Volume) -> bool:
 
 @contextmanager
 def pair(
-    directory: Path, protocol: str = "C", ports: tuple[int, int, int, int] | None = None
+    directory: Path,
+    protocol: str = "C",
+    ports: tuple[int, int, int, int] | None = None,
+    size_bytes: int = SIZE_BYTES,
 ) -> Iterator[tuple[Volume, Volume]]:
     """A primary and its secondary, in step. `ports`: where each listens and where each finds the other."""
     listen_a, listen_b = free_port(), free_port()
     ports = ports or (listen_a, listen_b, listen_b, listen_a)
     for name, listen, peer in (("a", ports[0], ports[2]), ("b", ports[1], ports[3])):
-        create(directory / name, listen, peer, protocol)
+        create(directory / name, listen, peer, protocol, size_bytes)
     second = serve(directory / "b")
     try:
         first = serve(directory / "a", primary=True)

@@ -231,6 +231,8 @@ class Flag:
     ACK_RECEIVED = 32
     # The only request in flight: look for the next one for `number` microseconds after the answer, before sleeping.
     SPIN = 64
+    # Say in `number` of the ANSWER how many nanoseconds the disk took; an older release says 0.
+    TIMED = 128
 
 
 class Header(NamedTuple):

@@ -145,6 +145,9 @@ class Server:
         return ATTR.pack(node, size, found.st_blocks, 0, 0, 0, 0, 0, 0, mode, 1, 0, 0, 0, 4096, 0)
 
     def fault(self, kind: str) -> None:
+        delay_s = float(self.faults.get(f"{kind}_delay_s", 0))  # type: ignore[arg-type]
+        if delay_s:
+            select.select([], [], [], delay_s)
         code = int(self.faults.get(f"{kind}_errno", 0))  # type: ignore[call-overload]
         if code:
             self.counts[f"{kind}_errors"] += 1
@@ -215,13 +218,17 @@ class FaultDisk:
         fsync_errno: int = 0,
         read_errno: int = 0,
         lasting: bool = False,
+        write_delay_s: float = 0.0,
+        fsync_delay_s: float = 0.0,
     ) -> None:
-        """From now on exactly these faults; `lasting`: a bad range stays bad when written."""
+        """From now on exactly these faults; `lasting`: a bad range stays bad when written. A delay holds up all."""
         faults = {
             "reads": reads or [],
             "write_errno": write_errno,
             "fsync_errno": fsync_errno,
             "read_errno": read_errno,
+            "write_delay_s": write_delay_s,
+            "fsync_delay_s": fsync_delay_s,
         }
         self._send(faults | {"lasting": lasting})
 

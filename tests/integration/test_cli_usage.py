@@ -12,14 +12,14 @@ import pytest
 from tests.integration.cluster import NBDMIRROR, Cluster, nbdmirror
 
 VERBS = [
-    *("create", "serve", "status", "promote", "demote", "switch"),
+    *("create", "serve", "status", "why-slow", "promote", "demote", "switch"),
     *("connect", "disconnect", "diff", "verify", "resize", "invalidate", "inspect", "destroy", "demo"),
 ]
 
 
 def test_help_lists_the_verbs_and_each_has_examples() -> None:
     overview = nbdmirror("--help").stdout
-    assert re.findall(r"^  ([a-z]+) {2,}\S", overview, re.MULTILINE)[-len(VERBS) :] == VERBS
+    assert re.findall(r"^  ([a-z-]+) {2,}\S", overview, re.MULTILINE)[-len(VERBS) :] == VERBS
     for verb in VERBS:
         text = nbdmirror(verb, "--help").stdout
         assert "Example" in text
@@ -40,6 +40,7 @@ def test_wrong_usage_is_exit_status_2(words: list[str]) -> None:
         (["status", "--json"], 1),
         (["status", "--json", "--watch"], 1),
         (["connect", "--json", "--dry-run"], 1),
+        (["why-slow", "--json"], 1),
         (["diff", "--json"], 3),
         (["verify", "--json"], 3),
         (["verify", "--json", "--stop"], 3),

@@ -1,0 +1,303 @@
+"""Why it is slow: from what a replica has measured of its requests to the main cause and what helps. Pure.
+
+First the *blame*: the stage that takes the time of the requests that are slow. What is typical goes before what happens
+to one in a hundred, and that before what happens now and then; a request that waits at this moment goes before all.
+Then the table of causes is read from the top: the first row of that stage whose condition holds.
+
+The facts are what `nbdmirror why-slow DIR --json` prints; docs/operations.md describes its keys.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+from mirror.core.stages import (
+    AFTER,
+    APPLY,
+    APPLY_FLUSH,
+    BEFORE,
+    COLD,
+    DISK,
+    DURABLE_APPLY,
+    DURABLE_WRITE,
+    FLUSH,
+    FLUSHES,
+    LINK,
+    PEER_DISK,
+    PYTHON,
+    RANGE,
+    RECEIVE,
+    REPLY,
+    TOTAL,
+    WRITE,
+)
+
+Facts = Mapping[str, Any]
+
+PLURALS = {
+    WRITE: "writes",
+    DURABLE_WRITE: "durable writes",
+    FLUSHES: "flushes",
+    APPLY: "writes for the peer",
+    DURABLE_APPLY: "durable writes for the peer",
+    APPLY_FLUSH: "flushes for the peer",
+}
+# From here on people ask why: a write goes to memory and over a link, what is to be durable waits for a disk.
+SLOW_US = {
+    WRITE: 1000.0,
+    APPLY: 1000.0,
+    DURABLE_WRITE: 10_000.0,
+    DURABLE_APPLY: 10_000.0,
+    FLUSHES: 10_000.0,
+    APPLY_FLUSH: 10_000.0,
+}
+DURABLE = (DURABLE_WRITE, DURABLE_APPLY, FLUSHES, APPLY_FLUSH)
+# A single request is slow, or waits now, from here on; half a tenth of a second is noticed.
+OUTLIER_US = 50_000.0
+# One thread at a time runs Python: with so much of a core the others mostly wait for it.
+BUSY_CORES = 0.85
+# Of fewer requests a percentile says little.
+COUNT_MIN = {"p50_us": 8, "p99_us": 50}
+# Of a request that nobody looked at, two halves are known: the stages that each may be.
+HALVES = {BEFORE: (RANGE, COLD), AFTER: (DISK, LINK, PEER_DISK)}
+GATE = "gate"
+
+
+class Blame(NamedTuple):
+    """`stage_us` of `total_us` of requests of this kind go there; `scope` says of which."""
+
+    stage: str
+    kind: str
+    scope: str
+    stage_us: float
+    total_us: float
+
+
+class Cause(NamedTuple):
+    """A row: of which stage, when, its name, and what is said: what it is, and what helps."""
+
+    stages: tuple[str, ...]
+    when: Callable[[Facts, Blame], bool]
+    name: str
+    says: str
+    helps: str
+
+
+def _always(_facts: Facts, _blame: Blame) -> bool:
+    return True
+
+
+def _resync(facts: Facts, _blame: Blame) -> bool:
+    return facts["resync"] is not None
+
+
+def _verify(facts: Facts, _blame: Blame) -> bool:
+    return facts["verify"] is not None
+
+
+def _proof(facts: Facts, _blame: Blame) -> bool:
+    return facts["proof"] is not None and facts["proof"]["state"] == "running"
+
+
+def _durable(_facts: Facts, blame: Blame) -> bool:
+    return blame.kind in DURABLE
+
+
+def _busy(facts: Facts, blame: Blame) -> bool:
+    # What hangs for long does not wait for a processor.
+    return facts["processor"]["own_cores"] >= BUSY_CORES and blame.total_us < OUTLIER_US
+
+
+def _peer_is_silent(facts: Facts, blame: Blame) -> bool:
+    return not _figure(facts, blame.kind, PEER_DISK, "p99_us")
+
+
+def _goal(facts: Facts, _blame: Blame) -> bool:
+    return facts["activity_log"]["goal_s"] is not None
+
+
+_RESYNC_HELPS = "it ends by itself; until then a lower `resync_rate` in the primary's volume.toml"
+_DISK_HELPS = "`iostat -x 1` on this node shows who uses it; a faster disk as `backing`"
+
+CAUSES: tuple[Cause, ...] = (
+    Cause((GATE,), _always, "held", "requests are held while a role changes or a session begins", "wait; `status`"),
+    Cause(
+        (PYTHON, REPLY),
+        _always,
+        "processor",
+        "the processor is busy: requests wait for their turn in the interpreter",
+        "more cores or fewer busy neighbours; fewer and larger requests",
+    ),
+    Cause(
+        (RANGE, DISK, LINK, PEER_DISK, RECEIVE),
+        _busy,
+        "processor",
+        "the processor is busy: this server takes all that one core has",
+        "fewer and larger requests, or several volumes instead of one",
+    ),
+    Cause((RANGE, DISK, LINK, PEER_DISK), _resync, "resync", "a resync runs beside the clients", _RESYNC_HELPS),
+    Cause(
+        (RANGE, DISK, PEER_DISK),
+        _verify,
+        "verify",
+        "a verify reads both disks beside the clients",
+        "`nbdmirror verify DIR --stop`, and again with `--rate 50M`",
+    ),
+    Cause(
+        (RANGE, DISK, PEER_DISK),
+        _proof,
+        "proof",
+        "what was written lately is compared with the peer, as after each handshake",
+        "it ends by itself, within about a minute",
+    ),
+    Cause(
+        (DISK,),
+        _durable,
+        "own-flush",
+        "this replica's disk takes long to make writes durable",
+        "a disk with a protected write cache; fewer flushes and FUA writes by the client",
+    ),
+    Cause((DISK,), _always, "own-disk", "this replica's disk is slow", _DISK_HELPS),
+    Cause(
+        (PEER_DISK,),
+        _durable,
+        "peer-flush",
+        "the peer's disk takes long to make writes durable",
+        "a disk with a protected write cache on the peer's node; fewer flushes and FUA writes by the client",
+    ),
+    Cause(
+        (PEER_DISK,),
+        _always,
+        "peer-disk",
+        "the peer's disk is slow",
+        "`nbdmirror why-slow DIR` and `iostat -x 1` on the peer's node; protocol A or B do not wait for it",
+    ),
+    Cause(
+        (LINK,),
+        _peer_is_silent,
+        "link-or-peer",
+        "the link or the peer is slow; the peer's release does not say which",
+        "`ping` the peer's node, and `iostat -x 1` there; upgrade nbdmirror on it",
+    ),
+    Cause(
+        (LINK, RECEIVE),
+        _always,
+        "link",
+        "the link to the peer is slow",
+        "`ping` the peer's node and look for losses (`ss -ti`); protocol A does not wait for the link",
+    ),
+    Cause(
+        (COLD,),
+        _goal,
+        "cold-extents",
+        "writes meet extents that are not in the activity log, and wait for a log record",
+        "a longer `resync_after_crash` in volume.toml lets the log be larger",
+    ),
+    Cause(
+        (COLD,),
+        _always,
+        "cold-extents",
+        "writes meet extents that are not in the activity log, and wait for a log record",
+        "more `activity_log_extents` in volume.toml, or `resync_after_crash` instead, which finds their number",
+    ),
+    Cause(
+        (RANGE, BEFORE),
+        _always,
+        "overlaps",
+        "writes wait for others of the same blocks",
+        "one writer for a block: look for programs that write the same range at the same time",
+    ),
+    Cause(
+        (FLUSH,),
+        _always,
+        "flushes",
+        "flushes wait for the ones before them",
+        "fewer flushes by the client, or a disk with a protected write cache on both nodes",
+    ),
+    Cause(
+        (AFTER,),
+        _always,
+        "disk-or-link",
+        "a disk or the link was slow for a moment, and nobody looked",
+        "ask again while it is slow: the requests after a slow one are measured",
+    ),
+)
+NOTHING = {
+    "primary": Cause((), _always, "nothing", "nothing is slow", "nothing to do"),
+    "secondary": Cause((), _always, "nothing", "nothing is slow here", "ask the primary, which sees the whole way"),
+}
+
+
+class Answer(NamedTuple):
+    cause: Cause
+    blame: Blame | None
+
+    @property
+    def sentence(self) -> str:
+        """The cause, what it rests on, and what helps."""
+        says, helps = self.cause.says, self.cause.helps
+        if self.blame is None:
+            return f"{says}; {helps}"
+        share = f"{time_text(self.blame.stage_us)} of {time_text(self.blame.total_us)}"
+        return f"{says} ({self.blame.scope}: {share}); what helps: {helps}"
+
+
+def answer(facts: Facts) -> Answer:
+    """The main cause."""
+    blame = next(_blames(facts), None)
+    if blame is None:
+        return Answer(NOTHING[facts["role"]], None)
+    cause = next(row for row in CAUSES if blame.stage in row.stages and row.when(facts, blame))
+    return Answer(cause, blame)
+
+
+def _blames(facts: Facts) -> Iterator[Blame]:
+    """What is slow, the best reason to ask first."""
+    oldest = facts["oldest"]
+    if oldest is not None and (age_us := (oldest["age_s"] or 0) * 1e6) >= OUTLIER_US:
+        yield Blame(oldest["waits_for"], oldest["kind"], f"a {oldest['kind']} waits now", age_us, age_us)
+    for percentile, scope in (("p50_us", "half of the"), ("p99_us", "one in a hundred of the")):
+        found = [
+            (total_us / SLOW_US[kind], kind, total_us)
+            for kind in facts["stages"]
+            if facts["stages"][kind][TOTAL]["count"] >= COUNT_MIN[percentile]
+            and (total_us := _figure(facts, kind, TOTAL, percentile)) >= SLOW_US[kind]
+        ]
+        if found:
+            _, kind, total_us = max(found)
+            stage = _worst(facts, kind, percentile)
+            yield Blame(stage, kind, f"{scope} {PLURALS[kind]}", _figure(facts, kind, stage, percentile), total_us)
+    outliers = [entry for entry in facts["slowest"] if entry["total_us"] >= OUTLIER_US and entry["stages_us"]]
+    if outliers:
+        sums: dict[str, float] = {}
+        for entry in outliers:
+            for stage, stage_us in entry["stages_us"].items():
+                sums[stage] = sums.get(stage, 0.0) + stage_us
+        worst = outliers[0]
+        stage = _resolved(facts, worst["kind"], max(sums, key=lambda name: sums[name]))
+        total_us = sum(entry["total_us"] for entry in outliers) / len(outliers)
+        stage_us = max(sums.values()) / len(outliers)
+        yield Blame(stage, worst["kind"], "now and then", stage_us, total_us)
+
+
+def _worst(facts: Facts, kind: str, percentile: str) -> str:
+    names: list[str] = [name for name in facts["stages"][kind] if name != TOTAL]
+    return max(names, key=lambda name: _figure(facts, kind, name, percentile))
+
+
+def _resolved(facts: Facts, kind: str, stage: str) -> str:
+    """Of a half, the stage that is slow at times; the half itself where none is."""
+    if stage not in HALVES:
+        return stage
+    likely = max(HALVES[stage], key=lambda name: _figure(facts, kind, name, "p99_9_us"))
+    return likely if _figure(facts, kind, likely, "p99_9_us") >= SLOW_US[kind] else stage
+
+
+def _figure(facts: Facts, kind: str, stage: str, percentile: str) -> float:
+    return float(facts["stages"].get(kind, {}).get(stage, {}).get(percentile) or 0.0)
+
+
+def time_text(us: float) -> str:
+    """40 µs, 3.1 ms, 2.0 s."""
+    if us < 1000:
+        return f"{us:.0f} µs"
+    return f"{us / 1000:.1f} ms" if us < 1e6 else f"{us / 1e6:.1f} s"

@@ -1,0 +1,132 @@
+"""What makes it fast, in counts instead of times: system calls, messages and calls of functions for each request.
+
+A slow machine changes none of them, so they are held to the figures of docs/performance.md. Counted by a profile
+function in the thread that writes, on the primary, and in those that apply, on its secondary. Nobody spins, or the
+number of looks at a socket would be chance.
+"""
+
+import re
+import sys
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import pytest
+
+from mirror.core.limits import EXTENT_BYTES
+from mirror.core.spin import Spin
+from nbd_server.volume import Volume
+from tests.pair import pair
+
+ROOT = Path(__file__).resolve().parents[2]
+SYSTEM_CALLS = (
+    *("pread", "preadv", "pwrite", "pwritev", "fdatasync", "fsync", "ftruncate", "lseek"),
+    *("sendall", "sendmsg", "recv_into", "poll"),
+)
+SENDS = ("sendall", "sendmsg")
+# Of so many of a kind; one more or less on either side is the beginning of the next request.
+COUNT = 50
+SIDES = ("primary", "secondary")
+DATA = memoryview(b"\xa5" * 4096)
+# What a write may call at most, of Python's functions and the interpreter's own; a new one has to be worth it.
+CALLS_MAX = {"primary": 85, "secondary": 50}
+
+
+class Counts:
+    """A profile function; counts while `on`."""
+
+    def __init__(self) -> None:
+        self.on = False
+        self.system: dict[str, Counter[str]] = {side: Counter() for side in SIDES}
+        self.calls: Counter[str] = Counter()
+
+    def __call__(self, _frame: FrameType, event: str, what: Any) -> None:
+        if not self.on or event not in ("call", "c_call"):
+            return
+        name = threading.current_thread().name
+        side = "primary" if name == "MainThread" else "secondary" if name.startswith("apply") else ""
+        if not side:
+            return
+        self.calls[side] += 1
+        if event == "c_call" and what.__name__ in SYSTEM_CALLS:
+            self.system[side][what.__name__] += 1
+
+    def of(self, request: Callable[[int], None]) -> dict[str, dict[str, int]]:
+        """System calls of one request by side."""
+        self.system = {side: Counter() for side in SIDES}
+        self.calls.clear()
+        self.on = True
+        for number in range(COUNT):
+            request(number)
+        self.on = False
+        return {side: {name: round(n / COUNT) for name, n in found.items()} for side, found in self.system.items()}
+
+
+@pytest.fixture
+def counted(tmp_path: Path) -> Iterator[tuple[Volume, Counts]]:
+    counts = Counts()
+    threading.setprofile(counts)
+    try:
+        with pair(tmp_path, size_bytes=(COUNT + 1) * EXTENT_BYTES) as (first, _):
+            first._primary.spin = Spin("off")
+            # What a write costs that nobody looks at; a slow one would have the next ones looked at.
+            first._trace.spans.mask, first._trace.spans.slow_ns = -1, 1 << 60
+            for number in range(16):
+                first.write(DATA, number * 4096, False)
+            sys.setprofile(counts)
+            try:
+                yield first, counts
+            finally:
+                sys.setprofile(None)
+    finally:
+        threading.setprofile(None)  # type: ignore[arg-type]
+
+
+REQUESTS: dict[str, Callable[[Volume], Callable[[int], None]]] = {
+    "a hot write": lambda volume: lambda number: volume.write(DATA, number % 16 * 4096, False),
+    # Each of an extent that was not written before, none behind the last one, or they would be logged ahead.
+    "a cold write": lambda volume: lambda number: volume.write(DATA, (number * 7 % COUNT + 1) * EXTENT_BYTES, False),
+    "a FUA write": lambda volume: lambda number: volume.write(DATA, number % 16 * 4096, True),
+    "a write and a flush": lambda volume: lambda number: (volume.write(DATA, 0, False), volume.flush())[1],
+    "a read": lambda volume: lambda number: volume.read_into(memoryview(bytearray(4096)), 0),
+}
+
+
+def documented() -> dict[str, dict[str, dict[str, int]]]:
+    """The table of docs/performance.md: request -> side -> system call -> how many."""
+    found: dict[str, dict[str, dict[str, int]]] = {}
+    text = (ROOT / "docs" / "performance.md").read_text().partition("## Counts")[2].partition("\n## ")[0]
+    for row in re.findall(r"^\| (an? .*?) \| (.*?) \| (.*?) \| \d+ \|$", text, re.MULTILINE):
+        sides = [{name: int(n) for n, name in re.findall(r"(\d+) (\w+)", cell)} for cell in row[1:]]
+        found[row[0]] = dict(zip(SIDES, sides, strict=True))
+    return found
+
+
+@pytest.mark.parametrize("name", REQUESTS)
+def test_system_calls(counted: tuple[Volume, Counts], name: str) -> None:
+    volume, counts = counted
+    assert counts.of(REQUESTS[name](volume)) == documented()[name]
+
+
+def test_function_calls(counted: tuple[Volume, Counts]) -> None:
+    volume, counts = counted
+    rounds = []
+    for _ in range(3):
+        counts.of(REQUESTS["a hot write"](volume))
+        rounds.append({side: counts.calls[side] / COUNT for side in SIDES})
+    # Who meets another thread at a lock waits, which is a call or two.
+    found = {side: min(one[side] for one in rounds) for side in SIDES}
+    assert {side: found[side] <= CALLS_MAX[side] for side in SIDES} == dict.fromkeys(SIDES, True), found
+
+
+def test_messages() -> None:
+    """One there and one back, whatever is asked; a flush has its own two. A read asks nobody."""
+    messages = {"a hot write": 2, "a cold write": 2, "a FUA write": 2, "a write and a flush": 4, "a read": 0}
+    found = {
+        name: sum(n for side in SIDES for call, n in sides[side].items() if call in SENDS)
+        for name, sides in documented().items()
+    }
+    assert found == messages

@@ -1,0 +1,111 @@
+"""Spans on two real replicas in this process: every protocol, an old peer, and what is under way now."""
+
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mirror import running
+from mirror.core import stages
+from mirror.core.stages import APPLY, DISK, DURABLE_WRITE, FLUSHES, LINK, PEER_DISK, TOTAL, WRITE
+from mirror.core.wire import Flag, MessageType
+from mirror.link import Stream
+from mirror.spans import BURST_WRITES
+from nbd_server.volume import Volume
+from tests.pair import PATIENCE_S, pair
+
+DATA = memoryview(b"\x5a" * 4096)
+
+
+def report(volume: Volume) -> dict[str, Any]:
+    return volume._trace.spans.report(time.perf_counter_ns())
+
+
+def write_some(volume: Volume) -> None:
+    for number in range(BURST_WRITES):
+        volume.write(DATA, number % 8 * 4096, False)
+    volume.write(DATA, 0, True)
+    volume.flush()
+
+
+@pytest.mark.parametrize("protocol", ["A", "B", "C"])
+def test_each_stage_has_its_time(tmp_path: Path, protocol: str) -> None:
+    with pair(tmp_path, protocol) as (first, second):
+        write_some(first)
+        own = report(first)
+        assert own["writes"]["count"] == BURST_WRITES + 1
+        assert {kind: own["stages"][kind][TOTAL]["count"] >= 1 for kind in (WRITE, DURABLE_WRITE, FLUSHES)}
+        for entry in own["slowest"]:
+            # The peer works beside the own disk; all others follow each other.
+            parts_us = sum(us for name, us in entry["stages_us"].items() if name not in (PEER_DISK, LINK))
+            assert parts_us <= entry["total_us"] + len(stages.STAGES), entry
+        assert own["stages"][WRITE][DISK]["p50_us"] > 0
+        assert (own["stages"][WRITE][PEER_DISK]["p50_us"] > 1) == (protocol == "C"), "others do not wait for it"
+        assert own["stages"][DURABLE_WRITE][PEER_DISK]["p50_us"] > 1
+        assert report(second)["stages"][APPLY][DISK]["p50_us"] > 0
+
+
+def test_a_peer_that_does_not_say_what_its_disk_took(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An older release does not know the flag."""
+    really = Stream.send
+
+    def send(self: Stream, kind: MessageType, flags: int = 0, *more: Any, **named: Any) -> None:
+        really(self, kind, flags & ~Flag.TIMED, *more, **named)
+
+    monkeypatch.setattr(Stream, "send", send)
+    with pair(tmp_path) as (first, _):
+        write_some(first)
+        found = report(first)["stages"][WRITE]
+        assert found[PEER_DISK]["p50_us"] < 1
+        assert found[LINK]["p50_us"] > 1
+
+
+def seen_while_held(volume: Volume, request: Callable[[], None]) -> list[dict[str, Any]]:
+    """What is under way while the own disk holds up `request`, which runs in a thread."""
+    store = volume._replica.store
+    held, go_on = threading.Event(), threading.Event()
+    really = store.write
+
+    def write(*arguments: Any) -> None:
+        held.set()
+        assert go_on.wait(PATIENCE_S)
+        really(*arguments)
+
+    store.write = write  # type: ignore[method-assign]
+    thread = threading.Thread(target=request)
+    thread.start()
+    try:
+        assert held.wait(PATIENCE_S)
+        return running.requests(time.perf_counter_ns())
+    finally:
+        store.write = really  # type: ignore[method-assign]
+        go_on.set()
+        thread.join(PATIENCE_S)
+
+
+def test_what_is_under_way_is_read_from_the_threads(tmp_path: Path) -> None:
+    with pair(tmp_path) as (first, _):
+        [found] = seen_while_held(first, lambda: first.write(DATA, 8192, False))
+        assert (found["kind"], found["offset"], found["length"]) == (WRITE, 8192, 4096)
+        assert 0 <= found["age_s"] < PATIENCE_S
+        assert running.requests(time.perf_counter_ns()) == []
+
+
+def test_a_write_that_waits_for_another_one(tmp_path: Path) -> None:
+    with pair(tmp_path) as (first, _):
+        ticket = first._primary.lock_range(0, 4096)
+        thread = threading.Thread(target=first.write, args=(DATA, 0, False))
+        thread.start()
+        try:
+            deadline_s = time.monotonic() + PATIENCE_S
+            found: list[tuple[str, str]] = []
+            while found != [(WRITE, stages.RANGE)]:
+                assert time.monotonic() < deadline_s, found
+                now = running.requests(time.perf_counter_ns())
+                found = [(one["kind"], one["waits_for"]) for one in now]
+        finally:
+            first._primary.unlock_range(ticket)
+            thread.join(PATIENCE_S)

@@ -1,0 +1,159 @@
+"""The table of causes, over facts that were recorded from replicas made slow, and over synthetic ones row by row."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cli.why_slow import WORDS, page
+from mirror.core import stages
+from mirror.core.stages import AFTER, BEFORE, TOTAL
+from mirror.core.why_slow import CAUSES, HALVES, SLOW_US, answer, time_text
+
+RECORDED: dict[str, dict[str, Any]] = json.loads(Path(__file__).with_name("why_slow_facts.json").read_text())
+
+
+def figures(us: float) -> dict[str, Any]:
+    return {"count": 100, "p50_us": us, "p99_us": us, "p99_9_us": us}
+
+
+def facts(kind: str = "write", **more: Any) -> dict[str, Any]:
+    """Of a primary where each stage of `kind` takes 10 us, or what `more` names; other keys replace those."""
+    of_stages = {name: figures(more.pop(name, 10.0)) for name in (*stages.STAGES, stages.RECEIVE, stages.REPLY)}
+    of_stages[TOTAL] = figures(sum(found["p50_us"] for found in of_stages.values()))
+    return {
+        "role": "primary",
+        "stages": {kind: of_stages},
+        "slowest": [],
+        "oldest": None,
+        "processor": {"cores": 2, "own_cores": 0.2, "idle_percent": 60},
+        "activity_log": {"extents": 1024, "miss_rate": 0.1, "goal_s": None},
+        "resync": None,
+        "verify": None,
+        "proof": {"state": "proven"},
+        **more,
+    }
+
+
+BUSY = {"processor": {"cores": 2, "own_cores": 0.97, "idle_percent": 3}}
+SLOW = 30_000.0
+
+
+@pytest.mark.parametrize("name", RECORDED)
+def test_recorded(name: str) -> None:
+    found = RECORDED[name]
+    assert answer(found).cause.name == name.rpartition("-")[0] == found["cause"]
+    assert answer(found).sentence == found["says"]
+
+
+@pytest.mark.parametrize(
+    ("given", "cause"),
+    [
+        (facts(), "nothing"),
+        (facts(role="secondary"), "nothing"),
+        (facts(own_disk=SLOW), "own-disk"),
+        (facts(peer_disk=SLOW), "peer-disk"),
+        (facts(link=SLOW), "link"),
+        (facts(link=SLOW, peer_disk=0.0), "link-or-peer"),
+        (facts(log=SLOW), "cold-extents"),
+        (facts(log=SLOW, activity_log={"extents": 64, "miss_rate": 0.9, "goal_s": 30.0}), "cold-extents"),
+        (facts(range=SLOW), "overlaps"),
+        (facts(flush=SLOW, kind="flush"), "flushes"),
+        (facts(interpreter=SLOW), "processor"),
+        (facts(own_disk=SLOW, kind="flush"), "own-flush"),
+        (facts(own_disk=SLOW, kind="durable write"), "own-flush"),
+        (facts(peer_disk=SLOW, kind="flush"), "peer-flush"),
+        (facts(own_disk=SLOW, resync={"limit": None}), "resync"),
+        (facts(range=SLOW, resync={"limit": None}), "resync"),
+        (facts(log=SLOW, resync={"limit": None}), "cold-extents"),
+        (facts(own_disk=SLOW, verify={"state": "running"}), "verify"),
+        (facts(range=SLOW, proof={"state": "running"}), "proof"),
+        (facts(link=SLOW, proof={"state": "running"}), "link"),
+        (facts(range=SLOW, proof=None), "overlaps"),
+        # A volume that takes a whole core waits for the interpreter at the end of each system call.
+        (facts(own_disk=SLOW, **BUSY), "processor"),
+        # What takes so long is no wait for a processor.
+        (facts(own_disk=1e6, **BUSY), "own-disk"),
+        (facts(role="secondary", kind="apply", own_disk=SLOW), "own-disk"),
+        (facts(role="secondary", kind="apply", receive=SLOW), "link"),
+        (facts(role="secondary", kind="apply flush", own_disk=SLOW), "own-flush"),
+        # A flush of 5 ms is what a disk takes.
+        (facts(own_disk=5000.0, kind="flush"), "nothing"),
+    ],
+)
+def test_what_is_typical(given: dict[str, Any], cause: str) -> None:
+    assert answer(given).cause.name == cause
+
+
+def slow(total_us: float, **stages_us: float) -> dict[str, Any]:
+    return {"kind": "write", "total_us": total_us, "stages_us": stages_us}
+
+
+def test_now_and_then() -> None:
+    assert answer(facts(slowest=[slow(49_000, own_disk=49_000)])).cause.name == "nothing"
+    assert answer(facts(slowest=[slow(90_000, own_disk=80_000, link=10_000)])).cause.name == "own-disk"
+    # What is typical is the better reason: one stall of two minutes ago explains no slow day.
+    assert answer(facts(link=SLOW, slowest=[slow(9e6, own_disk=9e6)])).cause.name == "link"
+    # Nothing is known of its stages.
+    assert answer(facts(slowest=[slow(90_000)])).cause.name == "nothing"
+
+
+def test_a_half_that_nobody_looked_into_is_told_by_what_is_slow_at_times() -> None:
+    given = facts(slowest=[slow(90_000, **{BEFORE: 10, AFTER: 89_990})])
+    assert answer(given).cause.name == "disk-or-link"
+    given["stages"]["write"]["peer_disk"]["p99_9_us"] = 20_000.0
+    assert answer(given).cause.name == "peer-disk"
+    given = facts(slowest=[slow(90_000, **{BEFORE: 89_990, AFTER: 10})])
+    assert answer(given).cause.name == "overlaps"
+    given["stages"]["write"]["log"]["p99_9_us"] = 20_000.0
+    assert answer(given).cause.name == "cold-extents"
+
+
+@pytest.mark.parametrize("waits_for", [*stages.STAGES, "gate"])
+def test_what_hangs_now_goes_before_all(waits_for: str) -> None:
+    hanging = {"kind": "write", "offset": 0, "length": 4096, "age_s": 2.0, "waits_for": waits_for}
+    found = answer(facts(interpreter=SLOW, oldest=hanging))
+    assert waits_for in found.cause.stages
+    assert "waits now: 2.0 s" in found.sentence
+    assert answer(facts(oldest={**hanging, "age_s": 0.01})).cause.name == "nothing"
+    assert answer(facts(oldest={**hanging, "age_s": None})).cause.name == "nothing"
+
+
+def test_every_stage_has_a_row_that_always_holds() -> None:
+    for stage in (*stages.STAGES, stages.RECEIVE, stages.REPLY, *HALVES, "gate"):
+        rows = [row for row in CAUSES if stage in row.stages]
+        assert any(row.when.__name__ == "_always" for row in rows), stage
+    assert set(SLOW_US) == {
+        *(stages.WRITE, stages.DURABLE_WRITE, stages.FLUSHES),
+        *(stages.APPLY, stages.DURABLE_APPLY, stages.APPLY_FLUSH),
+    }
+
+
+@pytest.mark.parametrize(("us", "text"), [(40, "40 µs"), (999, "999 µs"), (3100, "3.1 ms"), (2e6, "2.0 s")])
+def test_times(us: float, text: str) -> None:
+    assert time_text(us) == text
+
+
+# -- for people
+
+
+@pytest.mark.parametrize("name", RECORDED)
+def test_a_page_begins_with_the_sentence_and_shows_every_stage(name: str) -> None:
+    found = RECORDED[name]
+    text = page(found).plain
+    assert text.startswith(f"vol, {found['role']}: {found['says']}")
+    assert all(f"{kind} (" in text for kind in found["stages"])
+    assert all(WORDS[stage] in text for stages_of_kind in found["stages"].values() for stage in stages_of_kind)
+
+
+def test_a_page_says_whether_a_resync_is_held_back_and_what_waits() -> None:
+    limit = {"share": 0.3, "bytes_per_s_max": None, "p99_us": 900, "target_us": 400, "reason": "held back as far"}
+    resync = {"direction": "to the peer", "done_bytes": 1, "total_bytes": 4, "bytes_per_s": 1, "eta_s": None}
+    hanging = {"kind": "trim", "offset": 8192, "length": 4096, "age_s": 2.5, "waits_for": "own_disk"}
+    found = {**RECORDED["link-primary"], "resync": {**resync, "limit": limit}, "oldest": hanging}
+    text = page(found).plain
+    assert "held back as far" in text
+    assert "25 %" in text
+    assert "trim at 8192 waits for: own disk, for 2.5 s" in text
+    assert "no request was measured" in page({**found, "stages": {}, "slowest": []}).plain
