@@ -171,11 +171,10 @@ class Deferred:
                 header, _ = stream.receive()
                 if header.type not in (MessageType.RECEIVED, MessageType.ANSWER):
                     raise ProtocolError(f"a {header.type.name} message where an answer was due")
-                if header.type is MessageType.RECEIVED:
-                    # Mostly the rest has come before this thread was awake.
-                    stream.spin(APPLIED_US if spin_us else 0)
-                if error is not None or header.type is MessageType.ANSWER or stream.buffered:
-                    # Applied already (its answer is here, where no poller sees it), or our own error is to be settled.
+                # Mostly the rest has come before this thread was awake.
+                applied = header.type is MessageType.ANSWER or stream.spin(APPLIED_US if spin_us else 0)
+                if error is not None or applied:
+                    # Its answer is here, where no poller need see it, or our own error is to be settled.
                     if header.type is MessageType.RECEIVED:
                         header, _ = stream.receive_answer()
                     peer_has_it = header.code == 0

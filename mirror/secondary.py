@@ -51,8 +51,7 @@ class Receiver:
         # Streams whose request waits for a worker or is with one.
         self._busy: set[Stream] = set()
         self._ended = False
-        # Where the next request is likely to come, and how long to look for it without sleeping.
-        self._likely: Stream | None = None
+        # How long to look for the next request before sleeping.
         self._spin_us = 0
         # What flushes take of late.
         self._flush_s = QUICK_FLUSH_S
@@ -72,8 +71,8 @@ class Receiver:
                 for stream in self._streams:
                     poller.add(stream)
                 while not self._session.ended:
-                    ready = poller.wait(self._likely, self._spin_us)
-                    self._likely = None
+                    ready = poller.wait(self._spin_us)
+                    self._spin_us = 0
                     for stream in ready:
                         self._receive(stream, alone=len(ready) == 1)
             except (LinkLost, ProtocolError) as error:
@@ -104,7 +103,6 @@ class Receiver:
                 return
             self._answer(stream, header, payload, received_ns)
             if header.flags & Flag.SPIN:
-                self._likely = stream
                 self._spin_us = min(header.number, SPIN_US_MAX)
             if not stream.buffered:
                 return

@@ -18,6 +18,7 @@ EPOLLIN = 1
 # Whoever reads a message sees at once that one before it is missing.
 GAP_SEEN_S = 0.2
 # Unread bytes a connection holds before its sender must wait.
+# A look that finds nothing takes as much time as some real ones do, or a spin would be most of a life's steps.
 LOOK_S = 1e-5
 # What is kept to come back astray: messages with data.
 STRAY_BYTES_MIN = 500
@@ -232,11 +233,9 @@ class Socket:
         connection.transmit(self.side, segment)
         return len(segment)
 
-    def recv_into(self, view: memoryview, _size: int = 0, flags: int = 0) -> int:
+    def recv_into(self, view: memoryview) -> int:
         scheduler = self.links.scheduler
         scheduler.point()
-        if flags:
-            self._look()
         deadline_s = None if self.timeout_s is None else scheduler.now_s + self.timeout_s
         while not self._inbox:
             if self.closed:
@@ -266,13 +265,6 @@ class Socket:
             for task in writer.writers:
                 scheduler.wake(task)
         return count
-
-    def _look(self) -> None:
-        """For nothing it takes as much time as some real ones do, or a spin would be most of a life's steps."""
-        if not self.readable:
-            self.links.scheduler.elapse(LOOK_S)
-        if not self.readable:
-            raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
 
     def shutdown(self, how: int) -> None:
         if self.connection is None and not self.address:
@@ -360,6 +352,7 @@ class Epoll:
                     scheduler.random.shuffle(ready)
                 return ready
             if timeout == 0:
+                scheduler.elapse(LOOK_S)
                 return []
             scheduler.wait(self.waiting, None, "any message")
 
@@ -368,11 +361,29 @@ class Epoll:
             self.unregister(descriptor)
 
 
+class Poll:
+    """select.poll, as far as one socket is looked at without waiting."""
+
+    def __init__(self, links: Links) -> None:
+        self._links = links
+        self._socket: Socket | None = None
+
+    def register(self, descriptor: int, _events: int) -> None:
+        self._socket = self._links.descriptors[descriptor]
+
+    def poll(self, timeout_ms: int) -> list[tuple[int, int]]:
+        assert timeout_ms == 0
+        assert self._socket is not None
+        self._links.scheduler.point()
+        if not self._socket.readable:
+            self._links.scheduler.elapse(LOOK_S)
+        return [(0, EPOLLIN)] if self._socket.readable else []
+
+
 class SocketModule:
     """In place of `socket` in mirror.link."""
 
     AF_INET, AF_INET6, SOCK_STREAM = real_socket.AF_INET, real_socket.AF_INET6, real_socket.SOCK_STREAM
-    MSG_DONTWAIT = real_socket.MSG_DONTWAIT
     SOL_SOCKET, SO_REUSEADDR, SO_SNDBUF, SO_RCVBUF = 1, 2, 7, 8
     IPPROTO_TCP, TCP_NODELAY, SHUT_RDWR = 6, 1, 2
 
@@ -433,9 +444,13 @@ class SelectModule:
     """In place of `select` in mirror.link."""
 
     EPOLLIN = EPOLLIN
+    POLLIN = EPOLLIN
 
     def __init__(self, links: Links) -> None:
         self._links = links
+
+    def poll(self) -> Poll:
+        return Poll(self._links)
 
     def epoll(self) -> Epoll:
         task = self._links.scheduler.current
