@@ -18,13 +18,17 @@ from mirror.core.limits import SPIN_US_MAX
 # The latest latencies of either way that are compared: enough that the tail is ten of them.
 _KEPT = 512
 # Fewer say nothing of a tail.
-_ENOUGH = 64
+_ENOUGH = 128
 _TAIL = 50
 # Writes between two comparisons, and between two trials of the other way; and how many are one trial: under one in a
 # hundred, so that the p99 does not see it.
 _COMPARE_EVERY = 128
 _TRIAL_EVERY = 4096
 _TRIAL_WRITES = 32
+# While it sleeps, trials come more often: those that spin are no worse in p50, so no percentile shows them.
+_TRIAL_EVERY_ASLEEP = 1024
+# Comparisons in a row that must say so before it changes its mind: longer than one outlier is remembered.
+_VOTES = _KEPT // _COMPARE_EVERY + 2
 # Noise in the tail of so few: spinning is not given up for less.
 _WORSE_TAIL = 1.25
 
@@ -61,6 +65,7 @@ class Spin:
         self.pays = self.us > 0
         self._spun, self._slept = _Latest(), _Latest()
         self._since = 0
+        self._votes = 0
         # Writes that are left of a trial of the other way; the first one comes at once.
         self._trial = _ENOUGH if self.auto else 0
 
@@ -80,11 +85,14 @@ class Spin:
         self._since += 1
         if self._since % _COMPARE_EVERY == 0:
             self._compare()
-        if self._since >= _TRIAL_EVERY:
+        if self._since >= (_TRIAL_EVERY if self.pays else _TRIAL_EVERY_ASLEEP):
             self._since, self._trial = 0, _TRIAL_WRITES
 
     def _compare(self) -> None:
         if self._spun.count < _ENOUGH or self._slept.count < _ENOUGH:
             return
         (p50_spun, tail_spun), (p50_slept, tail_slept) = self._spun.middle_and_tail(), self._slept.middle_and_tail()
-        self.pays = p50_spun < p50_slept and tail_spun <= _WORSE_TAIL * tail_slept
+        verdict = p50_spun < p50_slept and tail_spun <= _WORSE_TAIL * tail_slept
+        self._votes = self._votes + 1 if verdict is not self.pays else 0
+        if self._votes == _VOTES:
+            self.pays, self._votes = verdict, 0

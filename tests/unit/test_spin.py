@@ -49,8 +49,17 @@ def test_where_neither_is_better_it_sleeps() -> None:
     same = {True: (5000, 9000), False: (5000, 9000)}
     slow = {True: (5100, 9000), False: (5000, 9000)}
     live(spin, slow, 10_000, draw)
-    assert live(spin, slow, 20_000, draw) < 2000
+    assert live(spin, slow, 20_000, draw) < 3000
     assert live(Spin("off"), same, 100, draw) == 0
+
+
+def test_one_long_pause_of_the_machine_changes_nothing() -> None:
+    draw = random.Random(4)
+    spin = Spin("auto")
+    live(spin, QUIET, 2000, draw)
+    for _ in range(50):
+        spin.note(spin.wanted_us > 0, 20_000_000)
+        assert live(spin, QUIET, 2000, draw) > 1900
 
 
 @pytest.mark.parametrize("us", [1, 30, SPIN_US_MAX])
