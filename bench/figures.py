@@ -47,7 +47,7 @@ class Record:
     rounds: dict[str, dict[str, list[dict[str, float]]]] = field(default_factory=dict)
     # work -> target -> [[percent, median latency in us], ...]
     latencies: dict[str, dict[str, list[list[float]]]] = field(default_factory=dict)
-    # Foreground writes around a resync: see bench/resync.py.
+    # Foreground writes around a resync: see bench/experiments.py.
     timeline: dict[str, Any] = field(default_factory=dict)
     # target or work -> why it could not be measured
     absent: dict[str, str] = field(default_factory=dict)
