@@ -252,6 +252,15 @@ LOG_SIZE = {
     "log-size-changed": Point(_LOG_SIZE + "LogSizer.change", AFTER),
 }
 
+_MAP_FILE = "mirror.store.map_file:"
+SUSPECTS = {
+    "suspect-found": Point(_PRIMARY + "suspect_locked", AFTER),
+    "suspect-page-torn": Point(_MAP_FILE + "write_all", TORN, inside="mirror.suspects:Suspects.persist"),
+    "suspect-page-written": Point(_MAP_FILE + "write_all", AFTER, inside="mirror.suspects:Suspects.persist"),
+    "suspect-kept": Point("mirror.suspects:Suspects.persist", AFTER, inside="mirror.verify:Verifier._keep"),
+    "suspect-told": Point("mirror.verify:Verifier._tell", AFTER, inside="mirror.verify:Verifier._keep"),
+}
+
 INVALIDATE = {
     "void-begins": Point(_META + "write_superblock", BEFORE),
     "void-torn": Point(_META_WRITE, TORN, inside=_META + "write_superblock", call=1),
@@ -280,6 +289,7 @@ GROUPS = {
     "resize": RESIZE,
     "resize-peer": RESIZE_PEER,
     "log-size": LOG_SIZE,
+    "suspects": SUSPECTS,
     "invalidate": INVALIDATE,
     "create": CREATE,
 }

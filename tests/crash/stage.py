@@ -8,6 +8,7 @@ written all the time.
 
 import random
 from collections.abc import Callable
+from pathlib import Path
 
 import nbd
 
@@ -17,12 +18,15 @@ from tests.integration.cluster import CLIENT_GONE, PEER_LOST, UNANSWERED, Cluste
 from tests.integration.processes import wait_for
 
 EXPECTED = PEER_LOST + "|crash|promot|must not|nbdkit was killed|not clean|superblock|map|torn|primary|could not"
+EXPECTED += "|differ|suspect|can't be read"
 SIZE = "320M"
 # The last block is for the check that a volume still takes writes.
 BLOCKS = 320 * 256 - 1
 # Where nothing turns on the number of extents: few blocks, so that each is soon read back.
 FEW_BLOCKS = 4000
 EXTENTS_IN_LOG = 64
+# The target was durably Inconsistent before.
+INCONSISTENT_POINTS = ("target-inconsistent", "target-attached", "target-applies", "target-has-all")
 # Not whole extents: the last one is grown, too.
 GROWTH_BYTES = 3 << 20
 
@@ -231,8 +235,48 @@ class Stage:
         self.arm(self.secondary)
         self.secondary.launch()
         self.wait_death(self.secondary)
+        if self.whom == "both" and self.point in INCONSISTENT_POINTS:
+            assert self.secondary.status()["disk"] == "Inconsistent", "a block may have landed on it"
         self.bring_back(self.secondary)
         self.settle()
+
+    def compared(self) -> None:
+        """A byte of the secondary is flipped behind its back; the primary dies while it keeps what it found.
+
+        Whoever comes back and whatever is resynced: the flipped byte and its good twin are both still there, and the
+        operator's word mends it.
+        """
+        self.writer().stop()
+        # In an extent of the log, which is dirty after the crash, once both know; else nobody may have heard of it.
+        block = self.blocks if self.point == "suspect-told" else BLOCKS // 2
+        paths = [replica.data_path for replica in (self.primary, self.secondary)]
+        with paths[1].open("r+b") as file:
+            file.seek(block * 4096)
+            old = file.read(1)
+            file.seek(block * 4096)
+            file.write(bytes([old[0] ^ 1]))
+        versions = self.versions(paths, block)
+        self.arm(self.primary)
+        self.primary.command("verify", "--restart", check=False, timeout_s=40)
+        self.wait_death(self.primary)
+        self.bring_back(self.primary)
+        self.choose_primary()
+        assert self.versions(paths, block) == versions, "nobody has said which side is right"
+        found = self.primary.command("verify", "--restart", check=False, timeout_s=40)
+        assert found.returncode == 1, found
+        good = "primary" if self.primary.data_path == paths[0] else "secondary"
+        self.primary.command("verify", "--suspects", "--repair", "--from", good, timeout_s=40)
+        assert self.versions(paths, block) == versions[:1] * 2
+        self.settle()
+
+    @staticmethod
+    def versions(paths: list[Path], block: int) -> list[bytes]:
+        found = []
+        for path in paths:
+            with path.open("rb") as file:
+                file.seek(block * 4096)
+                found.append(file.read(4096))
+        return found
 
     def meeting(self, victim: Replica) -> None:
         """A handshake that finds nothing to copy: both are secondary, and one is stopped in order."""

@@ -42,6 +42,7 @@ SCENARIOS: dict[str, Scenario] = {
     "resize": Stage.resized_primary_dies,
     "resize-peer": Stage.resized_secondary_dies,
     "log-size": Stage.log_size_changed,
+    "suspects": Stage.compared,
     "invalidate": Stage.invalidated,
 }
 # Points that another scenario leads to than their group's.
