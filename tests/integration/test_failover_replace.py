@@ -105,10 +105,8 @@ def test_backing_with_contents_is_synced_from_the_first_primary(
     b.serve()
     a.serve()
     # Nobody knows whose contents are meant to win before one of them is made primary.
-    assert a.wait_status(connection=lambda state: state != "Connecting")["connection"] not in (
-        "SyncSource",
-        "SyncTarget",
-    )
+    met = a.wait_status(plan=lambda plan: plan is not None and plan["rule"] == "backing-undecided")
+    assert met["connection"] not in ("SyncSource", "SyncTarget")
     a.promote()
     a.wait_in_step()
     b.wait_in_step()
