@@ -66,11 +66,10 @@ def select_all(my_suspects: DirtyMap) -> Selection:
 
 
 def both(one: DirtyMap, other: DirtyMap) -> DirtyMap:
-    """What is marked in one as in the other; quick where the first holds little."""
-    only_one = one.copy()
-    only_one.remove(other)
-    common = one.copy()
-    common.remove(only_one)
+    """What is marked in one as in the other; as quick as the first holds little."""
+    common = DirtyMap(one.size_bytes)
+    for extent in one.extents():
+        common.set_bits(extent, one.bits(extent) & other.bits(extent))
     return common
 
 
