@@ -43,7 +43,7 @@ def test_acknowledged_writes_survive_the_primary(cluster: Cluster, rng: random.R
     b.wait_in_step()
     resync = b.status()["last_resync"]
     extents_touched = 6000 * 4096 // (4 * MIB) + 1
-    # Neighbours that are written one after the other may look like a sequential writer, of whom 32 MiB are logged ahead.
+    # Neighbours that are written in turn may look like a sequential writer, of whom 32 MiB are logged ahead.
     in_the_log = (extents_touched + 8) * 4 * MIB
     assert MIB <= resync["dirty_bytes"] <= in_the_log + 4 * MIB, "only the log's extents and what changed"
     assert resync["sent_bytes"] + resync["skipped_bytes"] <= resync["dirty_bytes"]
