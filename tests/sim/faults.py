@@ -278,8 +278,8 @@ FAULTS = (
     _fault(
         "a read of a write that is cut off",
         ("mirror.primary:Primary.read_into", "if not self._open and self.gate is Gate.CUT:", "if False:"),
-        events=("stop", "stall", "stop", "cut", "demote"),
-        protocols="BBC",
+        events=("stop", "cut", "stop", "stall"),
+        protocols="B",
         narrow=True,
     ),
     _fault(
