@@ -123,6 +123,7 @@ class Config:
     wait_for_peer_s: float = 3.0
     disk_timeout_s: float = 30.0
     spin: str | int = "auto"
+    cores: str = "auto"
     resync_rate: str = "auto"
     activity_log_extents: int = LOG_SLOTS_DEFAULT
     resync_after_crash: str | None = None
@@ -341,6 +342,12 @@ def _spin(value: object) -> str | int:
     return value
 
 
+def _cores(value: object) -> str:
+    if value not in ("auto", "any"):
+        raise ValueError(f'is {_shown(value)}, it must be "auto" or "any"')
+    return str(value)
+
+
 def _policy(field: str) -> Callable[[object], Policy]:
     names = [policy.value for policy in ALLOWED[field]]
 
@@ -375,6 +382,7 @@ _SETTINGS: dict[str, Callable[[object], Any]] = {
     "wait_for_peer_s": _seconds(0, 600),
     "disk_timeout_s": _seconds(1, 600),
     "spin": _spin,
+    "cores": _cores,
     "resync_rate": _rate,
     "activity_log_extents": _whole_number(LOG_SLOTS_MIN, LOG_SLOTS_MAX),
     "resync_after_crash": _duration,
@@ -555,6 +563,10 @@ protocol = {_quoted(config.protocol)}
 # How the two ends of the link wait for each other's next message while a single write is on its way: "auto" spins
 # instead of sleeping while the volume finds that this pays, "off" never does, a number does for so many microseconds.
 {_line("spin", config.spin, default.spin)}
+
+# Where the threads that serve clients run: "auto" keeps them on one core while the volume finds that this serves more
+# requests (Python runs one thread at a time), "any" leaves it to the kernel.
+{_line("cores", config.cores, default.cores)}
 
 # How fast a resync may go: "auto" holds it back as far as clients' writes need it, to 30 % of its speed at most;
 # "full" never does; "100M" is "auto" and never more than so many bytes a second.

@@ -29,6 +29,7 @@ from mirror.core.errors import ConnectionCut, MirrorError, OperatorError
 from mirror.core.limits import ADVERTISED_REQUEST_BYTES_MAX, BLOCK_BYTES, EXTENTS_ANSWER_MAX
 from mirror.runtime import Runtime
 from nbd_server.client_sockets import ClientSockets
+from nbd_server.cores import LOOK_EVERY, Cores
 from nbd_server.lifetime import STOP_TIMEOUT_S, Lifetime
 from nbd_server.thread_states import WorkerStates, start_reaper, this_thread
 from nbd_server.volume import StartOptions, Volume
@@ -45,6 +46,7 @@ _libnbdkit = ctypes.CDLL(None)
 _parameters: dict[str, str] = {}
 _lifetime = Lifetime()
 _unnamed = itertools.count(1)
+_cores: Cores | None = None
 
 
 class Failed(Exception):
@@ -68,10 +70,11 @@ traceback.format_exception = _format_failure
 class Connection:
     """One client connection: nbdkit hands it to every callback."""
 
-    __slots__ = ("client", "states", "volume")
+    __slots__ = ("client", "cores", "states", "volume")
 
-    def __init__(self, volume: Volume, client: str) -> None:
+    def __init__(self, volume: Volume, client: str, cores: Cores) -> None:
         self.volume = volume
+        self.cores = cores
         self.client = client
         self.states = WorkerStates()
 
@@ -146,7 +149,7 @@ def open(_readonly: bool) -> Connection:  # noqa: A001  nbdkit's name
         export = nbdkit.export_name()
         if export not in ("", volume.name):
             raise OperatorError(f"there is no export {export!r}, only {volume.name!r}")
-        connection = Connection(volume, client)
+        connection = Connection(volume, client, _cores_of(volume))
         volume.admit(client, connection)
     except MirrorError as error:
         _log.warning("refused %s: %s", client, error)
@@ -155,6 +158,13 @@ def open(_readonly: bool) -> Connection:  # noqa: A001  nbdkit's name
         _log.exception("refused %s on a bug of ours", client)
         raise Failed(f"internal error: {error!r}") from None
     return connection
+
+
+def _cores_of(volume: Volume) -> Cores:
+    global _cores  # noqa: PLW0603  a process has one volume
+    if _cores is None:
+        _cores = Cores(volume.cores)
+    return _cores
 
 
 def close(connection: Connection) -> None:
@@ -249,6 +259,9 @@ def pread(connection: Connection, buffer: memoryview, offset: int, _flags: int) 
         connection.volume.read_into(buffer, offset)
     except Exception as error:  # noqa: BLE001  the outermost call
         raise _failed("read", error) from None
+    request = connection.cores.next_request()
+    if not request & (LOOK_EVERY - 1):
+        connection.cores.look(request)
 
 
 def pwrite(connection: Connection, buffer: memoryview, offset: int, flags: int) -> None:
@@ -258,6 +271,9 @@ def pwrite(connection: Connection, buffer: memoryview, offset: int, flags: int) 
         connection.volume.write(buffer, offset, flags & _FUA != 0)
     except Exception as error:  # noqa: BLE001  the outermost call
         raise _failed("write", error) from None
+    request = connection.cores.next_request()
+    if not request & (LOOK_EVERY - 1):
+        connection.cores.look(request)
 
 
 def flush(connection: Connection, _flags: int) -> None:

@@ -79,6 +79,7 @@ class Volume:
         notes: list[str],
     ) -> None:
         self.name = config.name
+        self.cores = config.cores
         self.can_fast_zero = replica.store.can_fast_zero
         self._directory = directory
         self._config = config

@@ -1,0 +1,56 @@
+"""Moves the threads of this process to one core, or lets them run on any, as mirror.core.placement finds better."""
+
+import ctypes
+import itertools
+import os
+import threading
+import time
+
+from mirror.core.placement import WINDOW_NS, Placement
+
+# Requests between two looks at the clock; a power of two.
+LOOK_EVERY = 16
+
+_current_core = ctypes.PyDLL(None).sched_getcpu
+
+
+class Cores:
+    """Of the one volume of this process. `setting`: "auto", or "any" to leave the threads alone."""
+
+    def __init__(self, setting: str) -> None:
+        self._allowed = os.sched_getaffinity(0)
+        self._auto = setting == "auto" and len(self._allowed) > 1
+        self._placement = Placement()
+        self._gathered = False
+        self._lock = threading.Lock()
+        self._began_ns = time.perf_counter_ns()
+        self._began_at = 0
+        self.next_request = itertools.count(1).__next__
+
+    def look(self, requests: int) -> None:
+        """So many requests were served since the start: where it is time, place the threads for the next window."""
+        if not self._auto:
+            return
+        now_ns = time.perf_counter_ns()
+        elapsed_ns = now_ns - self._began_ns
+        if elapsed_ns < WINDOW_NS or not self._lock.acquire(blocking=False):
+            return
+        try:
+            gathered = self._placement.window(elapsed_ns, requests - self._began_at)
+            if gathered is not self._gathered:
+                self._gathered = gathered
+                _place({_current_core()} if gathered else self._allowed)
+            self._began_ns, self._began_at = time.perf_counter_ns(), requests
+        finally:
+            self._lock.release()
+
+
+def _place(cores: set[int]) -> None:
+    """All threads but the first, from which nbdkit makes those of new connections: they begin on any core."""
+    first = os.getpid()
+    for thread in map(int, os.listdir("/proc/self/task")):
+        if thread != first:
+            try:
+                os.sched_setaffinity(thread, cores)
+            except OSError:
+                pass  # it has ended
