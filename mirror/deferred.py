@@ -2,24 +2,25 @@
 
 Their range stays locked and their extents stay held in the log until the peer has applied them (invariant same-
 order). A: the change is written locally and copied into a bounded queue, then answered; a full queue makes writers
-wait. Sender threads send it in batches. B: the worker itself sends it and waits until the peer says that it has it in
-memory; a reaper thread takes the later word that it is applied. A FUA write under A and B goes the way of protocol C.
+wait; it goes in batches with others. B: the worker itself sends it and waits until the peer says that it has it in
+memory; a reaper thread takes the later word that it is applied. A FUA write under A and B goes the way of protocol C,
+and under B so does one of many at a time: in a batch the second word would come with the first.
 
 When the session ends, whatever was not applied is dirty, and that is recorded at once: these were answered already.
 """
 
-from collections import deque
+import contextlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from mirror.change import Change
 from mirror.core.errors import LinkLost, PeerError, ProtocolError
 from mirror.core.in_flight import InFlight
-from mirror.core.limits import IN_FLIGHT_BYTES_MAX, IN_FLIGHT_COUNT_MAX, SEND_BATCH_COUNT_MAX
+from mirror.core.limits import IN_FLIGHT_BYTES_MAX, IN_FLIGHT_COUNT_MAX
 from mirror.core.range_lock import Ticket
 from mirror.core.stages import ANSWER
-from mirror.core.wire import Flag, MessageType
-from mirror.link import Poller, Stream
+from mirror.core.wire import Flag, Header, MessageType
+from mirror.link import Poller, Request, Stream
 from mirror.replica import extents_of
 from mirror.runtime import Thread
 from mirror.session import Session
@@ -29,14 +30,14 @@ if TYPE_CHECKING:
 
 # A write into the peer's page cache takes a few microseconds; then its answer follows the word that it is received.
 APPLIED_US = 15
-# Two, so that one batch is sent while the answers of the other are awaited.
-SENDERS = 2
 
 
 @dataclass(slots=True)
 class Pending:
     """A change that was answered and is not applied on the peer yet."""
 
+    deferred: "Deferred"
+    session: Session
     number: int
     ticket: Ticket
     kind: MessageType
@@ -48,27 +49,39 @@ class Pending:
     # It has a place in the bounded queue of protocol A.
     queued: bool
 
+    @property
+    def request(self) -> Request:
+        return Request(self.kind, self.flags, self.offset, self.length, self.payload, self.payload_crc)
+
+    def answered(self, header: Header) -> None:
+        self.deferred.check(self.session, header)
+        self.deferred.applied(self)
+
+    def lost(self, _reason: str) -> None:
+        self.deferred.primary.detach(self.session)
+
 
 class Deferred:
     """Everything of a session that is answered but not applied. Its lock is the replica's books."""
 
     def __init__(self, primary: "Primary", protocol: str) -> None:
         self.protocol = protocol
-        self._primary = primary
+        self.primary = primary
         self._books = primary.replica.books
         self._changed = primary.replica.changed
         self._session: Session | None = None
         self._next = 0
         self._pending: dict[int, Pending] = {}
-        self._queue: deque[Pending] = deque()
         self._window = InFlight(IN_FLIGHT_COUNT_MAX, IN_FLIGHT_BYTES_MAX)
         self._threads: list[Thread] = []
         self._poller: Poller | None = None
         self._by_stream: dict[Stream, Pending] = {}
 
-    def takes(self, flags: int) -> bool:
+    def takes(self, change: Change, crowd: bool) -> bool:
         """Whether a change goes this way: under A and B, but not with FUA and not while the own disk is Failed."""
-        return self.protocol != "C" and not flags & Flag.FUA and not self._primary.peer_only
+        if self.protocol == "C" or change.flags & Flag.FUA or self.primary.peer_only:
+            return False
+        return self.protocol == "A" or not (crowd and change.may_share)
 
     def change(self, session: Session, ticket: Ticket, change: Change, spin_us: int) -> bool:
         """Carry out one change as far as its answer. False when its range stays locked until the peer applied it.
@@ -88,7 +101,7 @@ class Deferred:
 
     def _change_queued(self, session: Session, ticket: Ticket, change: Change) -> bool:
         """Protocol A: written here, and in the queue."""
-        primary = self._primary
+        primary = self.primary
         if change.apply_here() is not None:
             # Nothing was sent: go the way that knows what to do when only one side can.
             primary.change_both(session, change)
@@ -97,17 +110,23 @@ class Deferred:
         with self._books:
             while primary.session is session and not self._window.admit(len(copied)):
                 self._changed.wait()
-            if primary.session is session:
+            attached = primary.session is session
+            if attached:
                 primary.flushes.needed = True
-                self._queue.append(self._register(ticket, change, copied, queued=True))
-                self._changed.notify_all()
-                return False
-        primary.settle(session, change.offset, change.length, False, None)
-        return True
+                pending = self._register(session, ticket, change, copied, queued=True)
+        if not attached:
+            primary.settle(session, change.offset, change.length, False, None)
+            return True
+        assert primary.batches is not None
+        with contextlib.suppress(LinkLost):  # then whoever ended the session has seen to it
+            primary.batches.put(pending)
+        return False
 
-    def _register(self, ticket: Ticket, change: Change, payload: bytes, queued: bool) -> Pending:
+    def _register(self, session: Session, ticket: Ticket, change: Change, payload: bytes, queued: bool) -> Pending:
         """Note what is answered from now on; the client's buffer itself is not kept."""
         pending = Pending(
+            self,
+            session,
             self._next,
             ticket,
             change.kind,
@@ -123,43 +142,19 @@ class Deferred:
         ticket.answered = True
         return pending
 
-    def _send_queue(self, session: Session) -> None:
-        """Body of a sender thread (protocol A)."""
-        while True:
-            with self._books:
-                self._changed.wait_for(lambda: self._queue or self._session is not session)
-                if self._session is not session:
-                    return
-                batch = [self._queue.popleft() for _ in range(min(len(self._queue), SEND_BATCH_COUNT_MAX))]
-            try:
-                stream = session.borrow()
-                for pending in batch:
-                    stream.send(
-                        pending.kind,
-                        pending.flags,
-                        pending.offset,
-                        pending.length,
-                        pending.payload,
-                        payload_crc=pending.payload_crc,
-                    )
-                for pending in batch:
-                    header, _ = stream.receive_answer()
-                    if header.code:
-                        session.disk_trouble = True
-                        raise PeerError(f"the peer could not carry out a write (errno {header.code})")
-                    self._applied(pending)
-                session.give_back(stream)
-            except PeerError as lost:
-                session.end(lost.message)
-                self._primary.detach(session)
-                return
+    @staticmethod
+    def check(session: Session, header: Header) -> None:
+        """Raises PeerError when the peer could not do what it was asked: the session must end then."""
+        if header.code:
+            session.disk_trouble = True
+            raise PeerError(f"the peer could not carry out a write (errno {header.code})")
 
     def _change_sent(self, session: Session, ticket: Ticket, change: Change, spin_us: int, wanted: int) -> bool:
         """Sent by this worker, which waits for the word that protocol B wants (ACK_RECEIVED), if any.
 
         What comes after that is left to the reaper, unless it comes while this worker looks for it anyway.
         """
-        primary = self._primary
+        primary = self.primary
         stream = change.ask_peer(session, wanted, spin_us)
         error = change.apply_here()
         peer_has_it = False
@@ -192,12 +187,12 @@ class Deferred:
 
     def _hand_over(self, session: Session, stream: Stream, ticket: Ticket, change: Change) -> bool:
         """The peer has it in memory: let the reaper wait for the rest. False when the session ended meanwhile."""
-        primary = self._primary
+        primary = self.primary
         with self._books:
             attached = primary.session is session and self._poller is not None
             if attached:
                 primary.flushes.needed = True
-                self._by_stream[stream] = self._register(ticket, change, b"", queued=False)
+                self._by_stream[stream] = self._register(session, ticket, change, b"", queued=False)
                 self._poller.add(stream)  # type: ignore[union-attr]
         if not attached:
             primary.settle(session, change.offset, change.length, False, None)
@@ -210,33 +205,32 @@ class Deferred:
                 for stream in ready:
                     try:
                         header, _ = stream.receive_answer()
-                        if header.code:
-                            session.disk_trouble = True
-                            raise PeerError(f"the peer could not carry out a write (errno {header.code})")
+                        self.check(session, header)
                     except PeerError as lost:
                         session.end(lost.message)
-                        self._primary.detach(session)
+                        self.primary.detach(session)
                         return
                     with self._books:
                         poller.remove(stream)
                         pending = self._by_stream.pop(stream, None)
                     if pending is not None:
-                        self._applied(pending)
+                        self.applied(pending)
                     session.give_back(stream)
 
-    def _applied(self, pending: Pending) -> None:
+    def applied(self, pending: Pending) -> None:
+        """The peer has it as well."""
         with self._books:
             if self._pending.pop(pending.number, None) is None:
                 return  # the session ended first, and detach has seen to it
             if pending.queued:
                 self._window.done(len(pending.payload))
-            replica = self._primary.replica
+            replica = self.primary.replica
             # Between the two steps of a detachment what is unstable has been taken as dirty already.
-            attached = self._primary.session is not None
+            attached = self.primary.session is not None
             (replica.unstable if attached else replica.dirty).mark(pending.offset, pending.length)
             if replica.suspects.any and attached:
                 replica.suspects.written(pending.offset, pending.length)
-        self._primary.unlock(pending.ticket, *extents_of(pending.offset, pending.length))
+        self.primary.unlock(pending.ticket, *extents_of(pending.offset, pending.length))
         with self._books:
             self._changed.notify_all()
 
@@ -249,14 +243,12 @@ class Deferred:
             self._changed.wait_for(lambda: next(iter(self._pending), limit) >= limit)
 
     def attach(self, session: Session) -> None:
-        runtime = self._primary.replica.runtime
+        runtime = self.primary.replica.runtime
         with self._books:
             self._session = session
-            if self.protocol == "A":
-                self._threads = [runtime.spawn(f"sender-{i}", self._send_queue, session) for i in range(SENDERS)]
             if self.protocol != "C":
                 self._poller = Poller()
-                self._threads.append(runtime.spawn("reaper", self._reap, session, self._poller))
+                self._threads = [runtime.spawn("reaper", self._reap, session, self._poller)]
 
     def detach(self, session: Session) -> bool:
         """Mark whatever is not applied as dirty and let it go. True when there was any."""
@@ -266,21 +258,20 @@ class Deferred:
             self._session = None
             lost = list(self._pending.values())
             self._pending.clear()
-            self._queue.clear()
             self._by_stream.clear()
             self._window = InFlight(IN_FLIGHT_COUNT_MAX, IN_FLIGHT_BYTES_MAX)
             for pending in lost:
-                self._primary.replica.dirty.mark(pending.offset, pending.length)
+                self.primary.replica.dirty.mark(pending.offset, pending.length)
             if self._poller is not None:
                 self._poller.close()
                 self._poller = None
             self._changed.notify_all()
         for pending in lost:
-            self._primary.unlock(pending.ticket, *extents_of(pending.offset, pending.length))
+            self.primary.unlock(pending.ticket, *extents_of(pending.offset, pending.length))
         return bool(lost)
 
     def join(self) -> None:
         """Wait for the threads of an ended session."""
         for thread in self._threads:
-            if not self._primary.replica.runtime.is_current(thread):
+            if not self.primary.replica.runtime.is_current(thread):
                 thread.join()

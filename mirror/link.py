@@ -15,8 +15,9 @@ Threads: one thread sends on a stream and one receives at a time. The control st
 import select
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import TracebackType
+from typing import NamedTuple
 
 from mirror.core import wire
 from mirror.core.errors import LinkLost, OperatorError, ProtocolError
@@ -33,6 +34,17 @@ GREETING_TIMEOUT_S = 2.0
 LISTEN_BACKLOG = 64
 # Strangers that are being greeted at one time; each may have a buffer and a first message (128 x 96 KiB).
 GREETINGS_MAX = 128
+
+
+class Request(NamedTuple):
+    """A message that asks for something; the parameters of `Stream.send`."""
+
+    kind: MessageType
+    flags: int
+    offset: int
+    length: int
+    payload: bytes | memoryview
+    payload_crc: int
 
 
 class Stream:
@@ -53,6 +65,8 @@ class Stream:
         self._start = 0
         self._end = 0
         self._poll: select.poll | None = None
+        # Messages that wait for those that are to be sent with them.
+        self._held = b""
 
     def fileno(self) -> int:
         return self._socket.fileno()
@@ -67,10 +81,12 @@ class Stream:
         code: int = 0,
         number: int = 0,
         payload_crc: int | None = None,
+        more: bool = False,
     ) -> None:
         """Send one message; blocks while the peer's buffers are full. Raises LinkLost.
 
         `payload_crc` is the checksum that was taken when the payload came into being; without it, it is taken now.
+        `more`: there will be another one, so that both go by one system call; at the latest before this side waits.
         """
         self.sent += 1
         size = len(payload)
@@ -88,6 +104,11 @@ class Stream:
             code,
             number,
         )
+        if more and not size:
+            self._held += head
+            return
+        if self._held:
+            head, self._held = self._held + head, b""
         try:
             if not size:
                 self._socket.sendall(head)
@@ -99,6 +120,34 @@ class Stream:
                     self._socket.sendall(head[sent:])
                     sent = len(head)
                 self._socket.sendall(memoryview(payload)[sent - len(head) :])
+        except OSError as error:
+            raise self._lost(error) from error
+
+    def send_requests(self, requests: Sequence[Request]) -> None:
+        """Send them one after the other by one system call; blocks and raises as `send`."""
+        parts: list[bytes | memoryview] = []
+        size = 0
+        for kind, flags, offset, length, payload, payload_crc in requests:
+            self.sent += 1
+            payload_bytes = len(payload)
+            head = wire.encode_message(
+                kind, flags, self.session, self.sent, offset, length, payload_bytes, payload_crc, 0, 0
+            )
+            parts.append(head)
+            size += len(head) + payload_bytes
+            if payload_bytes:
+                parts.append(payload)
+        try:
+            sent = self._socket.sendmsg(parts)
+            if sent < size:
+                self._socket.sendall(memoryview(b"".join(parts))[sent:])
+        except OSError as error:
+            raise self._lost(error) from error
+
+    def _send_held(self) -> None:
+        held, self._held = self._held, b""
+        try:
+            self._socket.sendall(held)
         except OSError as error:
             raise self._lost(error) from error
 
@@ -146,8 +195,11 @@ class Stream:
         if self._end > self._start:
             return True
         if self._poll is None:
+            descriptor = self._socket.fileno()
+            if descriptor < 0:
+                return True  # the session has ended, as whoever receives is told
             self._poll = select.poll()
-            self._poll.register(self._socket.fileno(), select.POLLIN)
+            self._poll.register(descriptor, select.POLLIN)
         look, clock = self._poll.poll, time.perf_counter_ns
         deadline_ns = clock() + us * 1000
         while not look(0):
@@ -210,6 +262,8 @@ class Stream:
         elif self._start + needed > RECEIVE_BUFFER_BYTES:
             self._buffer[:available] = self._buffer[self._start : self._end]
             self._start, self._end = 0, available
+        if self._held:
+            self._send_held()
         while self._end - self._start < needed:
             try:
                 count = self._socket.recv_into(self._view[self._end :])
@@ -220,6 +274,8 @@ class Stream:
             self._end += count
 
     def _receive_into(self, view: memoryview) -> None:
+        if self._held:
+            self._send_held()
         done = 0
         while done < len(view):
             try:

@@ -17,6 +17,7 @@ import errno
 import logging
 from collections.abc import Iterator
 
+from mirror.batches import Batches
 from mirror.change import Change
 from mirror.core.errors import ConnectionCut, DeviceError, LinkLost, MirrorError, NotPrimary, PeerError, ProtocolError
 from mirror.core.limits import BLOCK_BYTES, PIECE_BYTES_MAX, READ_ERRORS_MAX
@@ -34,6 +35,9 @@ from mirror.spans import Span
 from mirror.trace import Trace
 
 log = logging.getLogger(__name__)
+
+# So many requests on their way at a time share messages; fewer have a stream each, which saves them a change of threads.
+CROWD = 4
 
 # Not a broken disk but a full one: the write fails, the replica goes on.
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -73,6 +77,10 @@ class Primary:
         self._fail_lock = replica.runtime.lock()
         self.flushes = FlushRounds(self)
         self._log_writer = LogWriter(replica, self._stabilise)
+        # From so many requests on their way they share messages.
+        self.crowd = CROWD
+        # Those of the last session; they take nothing once it has ended.
+        self.batches: Batches | None = None
         self._deferred = Deferred(self, protocol)
 
     # Requests
@@ -164,7 +172,7 @@ class Primary:
         try:
             if session is None:
                 self._change_alone(change)
-            elif self._deferred.takes(change.flags):
+            elif self._deferred.takes(change, self._active >= self.crowd):
                 unlock = self._deferred.change(session, ticket, change, spin_us)
                 if not unlock and session.ended:
                     # Lost between the queue and this answer: whoever saw it may not have recorded it yet.
@@ -314,20 +322,29 @@ class Primary:
 
     def change_both(self, session: Session, change: Change, spin_us: int = 0) -> None:
         """Protocol C: both replicas have it before it is answered."""
-        stream = change.ask_peer(session, spin_us=spin_us)
+        batches = self.batches
+        stream = awaited = None
+        if batches is not None and self._active >= self.crowd and change.may_share:
+            awaited = change.queue_for_peer(batches, self.replica.runtime.lock())
+        else:
+            stream = change.ask_peer(session, spin_us=spin_us)
         error = None if self.peer_only else change.apply_here()
         peer_has_it = False
-        if stream is not None:
+        if stream is not None or awaited is not None:
             try:
-                if spin_us:
-                    stream.spin(spin_us)
-                header, _ = stream.receive_answer()
+                if awaited is not None:
+                    header = awaited.answer()
+                else:
+                    assert stream is not None
+                    if spin_us:
+                        stream.spin(spin_us)
+                    header, _ = stream.receive_answer()
+                    session.give_back(stream)
                 if change.span is not None:
                     change.span.lap(ANSWER)
                     change.span.peer_ns = header.number
                 if header.code == 0:
                     peer_has_it = True
-                    session.give_back(stream)
                 else:
                     session.disk_trouble = True
                     session.end(f"the peer could not carry out a write: {describe_errno(header.code)}")
@@ -635,6 +652,7 @@ class Primary:
         with self._books:
             self.session = session
             self._alone_recorded = False
+        self.batches = Batches(session, self.replica.runtime)
         self._deferred.attach(session)
 
     def detach(self, session: Session) -> None:
@@ -646,7 +664,10 @@ class Primary:
             self.peer_reads_ok = False
             self.replica.take_unstable_as_dirty()
             self._changed.notify_all()
-        if self._deferred.detach(session):
+        lost = self._deferred.detach(session)
+        assert self.batches is not None
+        self.batches.close()
+        if lost:
             # Answered already, but the peer may lack it: say so durably before anything else happens.
             try:
                 self.record_alone()
@@ -680,6 +701,8 @@ class Primary:
 
     def join(self) -> None:
         """Wait for the threads of an ended session."""
+        if self.batches is not None:
+            self.batches.join()
         self._deferred.join()
 
 

@@ -160,7 +160,7 @@ class Receiver:
             applied_ns = time.perf_counter_ns() - began_ns
         self._busy.discard(stream)
         told_ns = applied_ns if header.flags & Flag.TIMED else 0
-        stream.send(MessageType.ANSWER, payload=answer, code=code, number=told_ns)
+        stream.send(MessageType.ANSWER, payload=answer, code=code, number=told_ns, more=stream.buffered)
         if measured and header.type in MEASURED:
             self._note(header, received_ns, applied_ns, time.perf_counter_ns() - began_ns - applied_ns)
 

@@ -62,8 +62,8 @@ WRITE = {
 # Under A and B: answered, and on its way.
 DEFERRED = {
     "queued": Point("mirror.deferred:Deferred._register", AFTER, call=20),
-    "applied-not-unlocked": Point("mirror.deferred:Deferred._applied", BEFORE, call=20),
-    "applied": Point("mirror.deferred:Deferred._applied", AFTER, call=20),
+    "applied-not-unlocked": Point("mirror.deferred:Deferred.applied", BEFORE, call=20),
+    "applied": Point("mirror.deferred:Deferred.applied", AFTER, call=20),
     "waits-applied": Point("mirror.deferred:Deferred.wait_applied", AFTER, call=2),
 }
 

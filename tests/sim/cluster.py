@@ -130,6 +130,7 @@ class Machine:
         self.unclean = False
         # What its parent knows: how it was told to start, and whether a volume was ready since.
         self.as_primary = False
+        self.crowd = 1 + plan.seed // 2 % 3
         self.was_ready = False
         other = NAMES[1 - NAMES.index(name)]
         self.config = Config(
@@ -202,6 +203,8 @@ class Machine:
                 volume = Volume.open(self.directory, options, runtime, self._cut_connections)  # type: ignore[arg-type]
                 if process.dead:
                     return
+                # Also few clients share messages.
+                volume._primary.crowd = self.crowd
                 self.volume = volume
                 volume.start()
                 self.was_ready = True

@@ -111,6 +111,12 @@ FAULTS = (
         "acknowledging before the peer",
         (
             "mirror.primary:Primary.change_both",
+            "header = awaited.answer()",
+            "self.replica.runtime.spawn('late', awaited.answer);"
+            " return self.settle(session, change.offset, change.length, True, error)",
+        ),
+        (
+            "mirror.primary:Primary.change_both",
             "header, _ = stream.receive_answer()",
             "self.replica.runtime.spawn('late', lambda: (stream.receive_answer(), session.give_back(stream)));"
             " return self.settle(session, change.offset, change.length, True, error)",
@@ -232,7 +238,7 @@ FAULTS = (
         "answered and not sent, not dirty at a lost link",
         (
             "mirror.deferred:Deferred.detach",
-            "self._primary.replica.dirty.mark(pending.offset, pending.length)",
+            "self.primary.replica.dirty.mark(pending.offset, pending.length)",
             "pass",
         ),
         events=("cut", "reset", "stall"),
