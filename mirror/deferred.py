@@ -48,6 +48,8 @@ class Pending:
     payload_crc: int
     # It has a place in the bounded queue of protocol A.
     queued: bool
+    # When it began, if it was alone: what it took until the peer had it tells whether spinning would have paid.
+    alone_since_ns: int
 
     @property
     def request(self) -> Request:
@@ -56,6 +58,9 @@ class Pending:
     def answered(self, header: Header) -> None:
         self.deferred.check(self.session, header)
         self.deferred.applied(self)
+        if self.alone_since_ns:
+            primary = self.deferred.primary
+            primary.spin.note(False, primary.trace.start() - self.alone_since_ns)
 
     def lost(self, _reason: str) -> None:
         self.deferred.primary.detach(self.session)
@@ -83,7 +88,7 @@ class Deferred:
             return False
         return self.protocol == "A" or not (crowd and change.may_share)
 
-    def change(self, session: Session, ticket: Ticket, change: Change, spin_us: int) -> bool:
+    def change(self, session: Session, ticket: Ticket, change: Change, spin_us: int, alone_since_ns: int = 0) -> bool:
         """Carry out one change as far as its answer. False when its range stays locked until the peer applied it.
 
         `spin_us`: it is the only one, and the peer's word may come within so many microseconds.
@@ -93,13 +98,13 @@ class Deferred:
         elif spin_us and not self._pending:
             stays = self._change_sent(session, ticket, change, spin_us, 0)
         else:
-            stays = self._change_queued(session, ticket, change)
+            stays = self._change_queued(session, ticket, change, alone_since_ns)
         if change.span is not None:
             # A place in the queue, or the peer's word that it has it in memory: what waits for the link.
             change.span.lap(ANSWER)
         return stays
 
-    def _change_queued(self, session: Session, ticket: Ticket, change: Change) -> bool:
+    def _change_queued(self, session: Session, ticket: Ticket, change: Change, alone_since_ns: int) -> bool:
         """Protocol A: written here, and in the queue."""
         primary = self.primary
         if change.apply_here() is not None:
@@ -113,7 +118,7 @@ class Deferred:
             attached = primary.session is session
             if attached:
                 primary.flushes.needed = True
-                pending = self._register(session, ticket, change, copied, queued=True)
+                pending = self._register(session, ticket, change, copied, True, alone_since_ns)
         if not attached:
             primary.settle(session, change.offset, change.length, False, None)
             return True
@@ -122,7 +127,9 @@ class Deferred:
             primary.batches.put(pending)
         return False
 
-    def _register(self, session: Session, ticket: Ticket, change: Change, payload: bytes, queued: bool) -> Pending:
+    def _register(
+        self, session: Session, ticket: Ticket, change: Change, payload: bytes, queued: bool, alone_since_ns: int
+    ) -> Pending:
         """Note what is answered from now on; the client's buffer itself is not kept."""
         pending = Pending(
             self,
@@ -136,6 +143,7 @@ class Deferred:
             payload,
             change.payload_crc,
             queued,
+            alone_since_ns,
         )
         self._next += 1
         self._pending[pending.number] = pending
@@ -192,7 +200,7 @@ class Deferred:
             attached = primary.session is session and self._poller is not None
             if attached:
                 primary.flushes.needed = True
-                self._by_stream[stream] = self._register(session, ticket, change, b"", queued=False)
+                self._by_stream[stream] = self._register(session, ticket, change, b"", False, 0)
                 self._poller.add(stream)  # type: ignore[union-attr]
         if not attached:
             primary.settle(session, change.offset, change.length, False, None)

@@ -29,6 +29,9 @@ from mirror.runtime import Runtime, Thread
 RECEIVE_BUFFER_BYTES = 64 * 1024
 # Enough for a few large requests in the kernel; more would only hide a slow peer.
 SOCKET_BUFFER_BYTES = 1024 * 1024
+# Larger payloads are rare, and not worth keeping their memory.
+SPARE_BYTES_MAX = 4 * 1024 * 1024
+NO_PAYLOAD = memoryview(b"")
 # A stranger that connects and says nothing is dropped after this time.
 GREETING_TIMEOUT_S = 2.0
 LISTEN_BACKLOG = 64
@@ -45,6 +48,24 @@ class Request(NamedTuple):
     length: int
     payload: bytes | memoryview
     payload_crc: int
+
+
+class Spare:
+    """Memory for large payloads of streams that one thread receives on, one payload at a time.
+
+    New memory for each would be zeroed, and its pages be got from the kernel, before anything is received into it.
+    """
+
+    def __init__(self) -> None:
+        self._view = memoryview(b"")
+
+    def view(self, length: int) -> memoryview:
+        if length > len(self._view):
+            whole = memoryview(bytearray(length))
+            if length > SPARE_BYTES_MAX:
+                return whole
+            self._view = whole
+        return self._view[:length]
 
 
 class Stream:
@@ -65,6 +86,7 @@ class Stream:
         self._start = 0
         self._end = 0
         self._poll: select.poll | None = None
+        self.spare: Spare | None = None
         # Messages that wait for those that are to be sent with them.
         self._held = b""
 
@@ -156,17 +178,7 @@ class Stream:
 
         Raises LinkLost when the connection ended, ProtocolError on anything that a sound peer does not send.
         """
-        while True:
-            available = self._end - self._start
-            prefix = wire.frame_prefix(self._view[self._start : self._end]) if available else None
-            if prefix is None:
-                self._fill(available + 1)
-                continue
-            prefix_bytes, body_bytes, is_command = prefix
-            if is_command:
-                self._answer_command(prefix_bytes, body_bytes)
-                continue
-            break
+        prefix_bytes, body_bytes = self._next_frame()
         if body_bytes < wire.HEADER_BYTES or body_bytes > wire.HEADER_BYTES + self.payload_bytes_max:
             raise ProtocolError(f"a message of {body_bytes} bytes from {self.peer_address}")
         self._fill(prefix_bytes + wire.HEADER_BYTES)
@@ -182,10 +194,29 @@ class Stream:
             raise ProtocolError(f"message {header.sequence} from {self.peer_address} where {self.received} was due")
         if header.type == MessageType.ANSWER:
             self.answered += 1
+        if not header.payload_length:
+            return header, NO_PAYLOAD
         payload = self._payload(header.payload_length)
-        if header.payload_length and wire.crc32c(payload) != header.payload_crc:
+        if wire.crc32c(payload) != header.payload_crc:
             raise ProtocolError(f"the payload of message {header.sequence} from {self.peer_address} is damaged")
         return header, payload
+
+    def _next_frame(self) -> tuple[int, int]:
+        """The bytes of the next message's prefix and of its body; commands before it are answered."""
+        while True:
+            start = self._start
+            available = self._end - start
+            if available > 1 and self._buffer[start] == wire.SHORT_MESSAGE:
+                # Every answer without data.
+                return 2, self._buffer[start + 1]
+            prefix = wire.frame_prefix(self._view[start : self._end]) if available else None
+            if prefix is None:
+                self._fill(available + 1)
+                continue
+            prefix_bytes, body_bytes, is_command = prefix
+            if not is_command:
+                return prefix_bytes, body_bytes
+            self._answer_command(prefix_bytes, body_bytes)
 
     def spin(self, us: int) -> bool:
         """Look for so many microseconds whether there is something to receive, without sleeping.
@@ -246,7 +277,7 @@ class Stream:
             view = self._view[self._start : self._start + length]
             self._start += length
             return view
-        large = memoryview(bytearray(length))
+        large = self.spare.view(length) if self.spare else memoryview(bytearray(length))
         large[:available] = self._view[self._start : self._end]
         self._start = self._end = 0
         self._receive_into(large[available:])

@@ -36,7 +36,7 @@ from mirror.trace import Trace
 
 log = logging.getLogger(__name__)
 
-# So many requests on their way at a time share messages; fewer have a stream each, which saves them a change of threads.
+# From so many requests at a time they share messages; fewer have a stream each, which saves a change of threads.
 CROWD = 4
 
 # Not a broken disk but a full one: the write fails, the replica goes on.
@@ -79,6 +79,7 @@ class Primary:
         self._log_writer = LogWriter(replica, self._stabilise)
         # From so many requests on their way they share messages.
         self.crowd = CROWD
+        self._crowded = False
         # Those of the last session; they take nothing once it has ended.
         self.batches: Batches | None = None
         self._deferred = Deferred(self, protocol)
@@ -141,8 +142,11 @@ class Primary:
                 except DeviceError as error:
                     self._repair_read(buffer, offset, error)
                 if self.replica.tracked:
-                    with self._books:
-                        overtaken = self._ranges.busy(offset, length)
+                    # Where nothing is locked no lock need be taken to see it.
+                    overtaken = False
+                    if not self._ranges.idle:
+                        with self._books:
+                            overtaken = self._ranges.busy(offset, length)
                     if overtaken:
                         self._read_locked(buffer, offset)
                     if not self._open and self.gate is Gate.CUT:
@@ -166,31 +170,37 @@ class Primary:
         if self.replica.suspects.any:
             change = self._on_suspects(change)
         unlock = True
-        alone = self._active == 1
+        alone = self._active == 1 and not self._crowded
         spin_us = self.spin_us()
         started_ns = self.trace.start()
         try:
             if session is None:
                 self._change_alone(change)
             elif self._deferred.takes(change, self._active >= self.crowd):
-                unlock = self._deferred.change(session, ticket, change, spin_us)
+                alone_since_ns = started_ns if alone and change.is_typical else 0
+                unlock = self._deferred.change(session, ticket, change, spin_us, alone_since_ns)
                 if not unlock and session.ended:
                     # Lost between the queue and this answer: whoever saw it may not have recorded it yet.
                     self.detach(session)
                     self.record_alone()
             else:
                 self.change_both(session, change, spin_us)
-            if alone and change.is_typical and session is not None:
+            if alone and unlock and self._active == 1 and change.is_typical and session is not None:
                 self.spin.note(spin_us > 0, self.trace.start() - started_ns)
         finally:
             if unlock:
-                self.unlock(ticket, first, last)
-            self._leave()
+                self.unlock(ticket, first, last, leave=True)
+            else:
+                self._leave()
         return started_ns
 
     def spin_us(self) -> int:
         """How long to look for the peer's answer instead of sleeping: only for one that is alone on the way."""
-        return self.spin.wanted_us if self._active == 1 else 0
+        return self.spin.wanted_us if self._active == 1 and not self._crowded else 0
+
+    def set_crowded(self, crowded: bool) -> None:
+        """Whether there are several requests at a time, though one may seem alone: they run on one core, in turn."""
+        self._crowded = crowded
 
     def _on_suspects(self, change: Change) -> Change:
         """No answered write of a suspect block may rest on a resync (mirror.core.selection)."""
@@ -283,12 +293,19 @@ class Primary:
             self._active -= 1
             self._changed.notify_all()
 
-    def unlock(self, ticket: Ticket, first: int, last: int) -> None:
-        """Both replicas have applied the change, or its blocks are dirty: let the next one of its range begin."""
+    def unlock(self, ticket: Ticket, first: int, last: int, leave: bool = False) -> None:
+        """Both replicas have applied the change, or its blocks are dirty: let the next one of its range begin.
+
+        `leave`: its request ends with it.
+        """
         with self._books:
             if first <= last:
                 self.replica.log.release(first, last, self.replica.round)
-            if self._ranges.unlock(ticket) or self._log_writer.waits_for_release:
+            awaited = self._ranges.unlock(ticket) or self._log_writer.waits_for_release
+            if leave:
+                self._active -= 1
+                awaited = awaited or (self._active == 0 and not self._open)
+            if awaited:
                 self._changed.notify_all()
 
     def _change_untracked(self, change: Change) -> int:
@@ -533,6 +550,10 @@ class Primary:
             while not ticket.granted:
                 self._changed.wait()
             return ticket
+
+    def running(self) -> int:
+        """Requests under way in this process; what waits in a client's socket is not known."""
+        return self._active
 
     def unanswered(self) -> int:
         """Changes on their way, chunks of a resync and repairs among them."""

@@ -22,7 +22,7 @@ from mirror.core.limits import BLOCK_BYTES, REQUEST_BYTES_MAX, SPIN_US_MAX
 from mirror.core.stages import APPLY, APPLY_FLUSH, DISK, DURABLE_APPLY, RECEIVE, REPLY
 from mirror.core.states import DiskState
 from mirror.core.wire import Flag, Header, MessageType, crc32c
-from mirror.link import Poller, Stream
+from mirror.link import Poller, Spare, Stream
 from mirror.primary import FULL
 from mirror.replica import Replica
 from mirror.runtime import Thread
@@ -45,6 +45,9 @@ class Receiver:
         self._spans = spans
         self._session = session
         self._streams = streams
+        spare = Spare()
+        for stream in streams:
+            stream.spare = spare
         self._poller = Poller()
         self._lock = replica.runtime.condition()
         self._queue: deque[tuple[Stream, Header, memoryview]] = deque()

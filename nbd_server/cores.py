@@ -5,6 +5,7 @@ import itertools
 import os
 import threading
 import time
+from collections.abc import Callable
 
 from mirror.core.placement import WINDOW_NS, Placement
 
@@ -17,28 +18,35 @@ _current_core = ctypes.PyDLL(None).sched_getcpu
 class Cores:
     """Of the one volume of this process. `setting`: "auto", or "any" to leave the threads alone."""
 
-    def __init__(self, setting: str) -> None:
+    def __init__(self, setting: str, tell: Callable[[bool], None]) -> None:
+        """`tell` is called with whether the threads share one core, when that changes."""
         self._allowed = os.sched_getaffinity(0)
         self._auto = setting == "auto" and len(self._allowed) > 1
         self._placement = Placement()
         self._gathered = False
+        self._tell = tell
         self._lock = threading.Lock()
         self._began_ns = time.perf_counter_ns()
         self._began_at = 0
+        self._several = False
         self.next_request = itertools.count(1).__next__
 
-    def look(self, requests: int) -> None:
-        """So many requests were served since the start: where it is time, place the threads for the next window."""
+    def look(self, requests: int, running: int) -> None:
+        """So many requests were served since the start, so many run: when it is time, place the threads anew."""
         if not self._auto:
             return
+        if running:
+            self._several = True
         now_ns = time.perf_counter_ns()
         elapsed_ns = now_ns - self._began_ns
         if elapsed_ns < WINDOW_NS or not self._lock.acquire(blocking=False):
             return
         try:
-            gathered = self._placement.window(elapsed_ns, requests - self._began_at)
+            gathered = self._placement.window(elapsed_ns, requests - self._began_at, self._several)
+            self._several = False
             if gathered is not self._gathered:
                 self._gathered = gathered
+                self._tell(gathered)
                 _place({_current_core()} if gathered else self._allowed)
             self._began_ns, self._began_at = time.perf_counter_ns(), requests
         finally:

@@ -163,7 +163,7 @@ def open(_readonly: bool) -> Connection:  # noqa: A001  nbdkit's name
 def _cores_of(volume: Volume) -> Cores:
     global _cores  # noqa: PLW0603  a process has one volume
     if _cores is None:
-        _cores = Cores(volume.cores)
+        _cores = Cores(volume.cores, volume.crowded)
     return _cores
 
 
@@ -261,7 +261,7 @@ def pread(connection: Connection, buffer: memoryview, offset: int, _flags: int) 
         raise _failed("read", error) from None
     request = connection.cores.next_request()
     if not request & (LOOK_EVERY - 1):
-        connection.cores.look(request)
+        connection.cores.look(request, connection.volume.running())
 
 
 def pwrite(connection: Connection, buffer: memoryview, offset: int, flags: int) -> None:
@@ -273,7 +273,7 @@ def pwrite(connection: Connection, buffer: memoryview, offset: int, flags: int) 
         raise _failed("write", error) from None
     request = connection.cores.next_request()
     if not request & (LOOK_EVERY - 1):
-        connection.cores.look(request)
+        connection.cores.look(request, connection.volume.running())
 
 
 def flush(connection: Connection, _flags: int) -> None:

@@ -99,6 +99,8 @@ class Volume:
         self._log_sizer = LogSizer(self._primary, config.resync_after_crash_s, self._nothing_changes)
         self._until_connected: list[str] = []
         self._control = control.ControlServer(directory / control.FILE_NAME, self._command, runtime)
+        self.running = self._primary.running
+        self.crowded = self._primary.set_crowded
         self.read_into = self._primary.read_into
         self.write = self._primary.write
         self.flush = self._primary.flush

@@ -3,11 +3,12 @@
 The interpreter runs one thread at a time. With many requests in flight, workers on several cores do little but hand its
 lock over and wake each other across cores (at depth 16: 9 context switches and 14 futex calls a write, where workers
 on one core have 2 and 1). With one request at a time, on the contrary, whoever prepares to take the next one runs
-beside the one that is served. How many a client has in flight can't be seen from here: those that wait lie in its
-socket. So it is tried: requests are counted in short windows, now the one way, now the other.
+beside the one that is served. How many a client has in flight is not to be seen from here: those that wait lie in its
+socket, and workers on one core end a request before they take the next. So, where more than one at a time is seen, it
+is tried: requests are counted in short windows, now the one way, now the other.
 
-What lost: the depth that the volume sees (workers on one core end a request before they take the next, and look like
-depth 1), cores fixed once for all (twice as many requests at depth 16, a fifth more latency at depth 1).
+What lost: trials beside a client that has one request in flight (they made its tail, and with it whether to spin, a
+matter of chance), cores fixed once for all (twice as many requests at depth 16, a fifth more latency at depth 1).
 
 Pure: the caller reads the clock and moves the threads.
 """
@@ -39,9 +40,12 @@ class Placement:
         self._rate_then = 0.0
         self._rate = 0.0
 
-    def window(self, elapsed_ns: int, requests: int) -> bool:
-        """A window is over, in which so many requests were served; returns `gathered` for the next one."""
-        if elapsed_ns > _IDLE_NS:
+    def window(self, elapsed_ns: int, requests: int, several: bool) -> bool:
+        """A window is over, in which so many requests were served; returns `gathered` for the next one.
+
+        `several`: more than one at a time was seen. On one core that may not be seen though it is so, on many it is.
+        """
+        if elapsed_ns > _IDLE_NS or not (several or self.gathered or self._choice):
             self._begin_trial()
             self.gathered = self._choice
             return self.gathered

@@ -47,7 +47,12 @@ class RangeLock:
         end = offset + length
         ticket = Ticket(offset, end)
         buckets = self._buckets
-        for extent in range(offset // EXTENT_BYTES, (end - 1) // EXTENT_BYTES + 1):
+        first = offset // EXTENT_BYTES
+        if first not in buckets and end <= (first + 1) * EXTENT_BYTES:
+            # Mostly: one extent, which nobody else works on.
+            buckets[first] = [ticket]
+            return ticket
+        for extent in range(first, (end - 1) // EXTENT_BYTES + 1):
             bucket = buckets.get(extent)
             if bucket is None:
                 buckets[extent] = [ticket]

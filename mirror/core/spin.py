@@ -5,10 +5,10 @@ more than an unreplicated write has. Spinning takes them away, and a processor w
 one to spare, and for one write at a time (with more in flight it halves the throughput, measured).
 
 `auto` measures itself: it keeps the latest latencies of writes that spun and of writes that slept, spins while those
-that spun are better in p50 and no worse in p99 (for which the mean of the worst fiftieth stands, which jumps less), and
-tries the other way with few enough writes that no percentile shows it. What lost: backing off after one miss (throws
-the gain away), the share of misses (beside busy loops answers come in time and the p99 is twice as bad all the same),
-asking for the load of the machine (it knows nothing of quotas).
+that spun are better in p50 and no worse in p99 (for which the mean of the worst fiftieth stands, without the two worst
+of all: it jumps less), and tries the other way with few enough writes that no percentile shows it. What lost: backing
+off after one miss (throws the gain away), the share of misses (beside busy loops answers come in time and the p99 is
+twice as bad all the same), asking for the load of the machine (it knows nothing of quotas).
 
 Pure: the caller reads the clock. Writes that are alone are noted one at a time; a lost update costs a measurement.
 """
@@ -20,6 +20,8 @@ _KEPT = 512
 # Fewer say nothing of a tail.
 _ENOUGH = 128
 _TAIL = 50
+# The worst of all say nothing of either way: the machine stood still, for whatever reason.
+_STRAY = 2
 # Writes between two comparisons, and between two trials of the other way; and how many are one trial: under one in a
 # hundred, so that the p99 does not see it.
 _COMPARE_EVERY = 128
@@ -51,7 +53,8 @@ class _Latest:
     def middle_and_tail(self) -> tuple[int, float]:
         """The p50, and the mean of the worst, in ns."""
         ordered = sorted(self._ring[: self.count])
-        worst = ordered[-max(1, self.count // _TAIL) :]
+        end = self.count - _STRAY
+        worst = ordered[end - max(1, self.count // _TAIL - _STRAY) : end]
         return ordered[self.count // 2], sum(worst) / len(worst)
 
 

@@ -43,6 +43,8 @@ PREFIX_BYTES_MAX = 9
 
 # Bit 0 says that more frames of the message follow; nothing here sends or takes such ones.
 _LONG, _COMMAND = 2, 4
+# The flags of a message of one short frame.
+SHORT_MESSAGE = 0
 _SHORT_BODY_MAX = 255
 _LONG_PREFIX = struct.Struct(">BQ")
 
@@ -298,11 +300,11 @@ def decode_header(raw: bytes | memoryview) -> Header:
     raw = bytes(raw)
     if len(raw) != HEADER_BYTES:
         raise ProtocolError(f"a message header of {len(raw)} bytes")
-    magic, version, kind, *rest, checksum = _HEADER.unpack(raw)
-    known = _TYPES.get(kind)
-    if magic != _MAGIC or version != VERSION or known is None or checksum != _crc(raw[:-4]):
+    fields = _HEADER.unpack(raw)
+    known = _TYPES.get(fields[2])
+    if fields[0] != _MAGIC or fields[1] != VERSION or known is None or fields[-1] != _crc(raw[:-4]):
         raise _bad_header(raw)
-    return _new_header(Header, (known, *rest))
+    return _new_header(Header, (known, *fields[3:-1]))
 
 
 def decode_object(payload: bytes | memoryview, what: str) -> dict[str, Any]:
