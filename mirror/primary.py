@@ -36,7 +36,7 @@ from mirror.trace import Trace
 
 log = logging.getLogger(__name__)
 
-# So many requests on their way at a time share messages; fewer have a stream each, which saves them a change of threads.
+# So many requests on their way at a time share messages; fewer have a stream each, which saves a change of threads.
 CROWD = 4
 
 # Not a broken disk but a full one: the write fails, the replica goes on.
