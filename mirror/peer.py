@@ -535,6 +535,8 @@ class Peer:
             if plan.outcome.action is Action.NONE:
                 primary.in_step(session, disk=DiskState.UP_TO_DATE, met_peer=True)
                 self.retry.begin_anew()
+            elif plan.outcome.action in handshake.SOURCE:
+                replica.define_contents(met_peer=True)
             else:
                 replica.update(met_peer=True)
             self._go_live(session, plan)
