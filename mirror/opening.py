@@ -91,7 +91,7 @@ def open_replica(
             log_slots=slots,
             protocol=protocol,
             clean=False,
-            # Once forgotten, always forgotten until the peer has brought everything back (duty g9).
+            # Once forgotten, always forgotten until the peer has brought everything back, or counts no more (duty g9).
             boot_id=runtime.boot_id() if kept else FORGOTTEN,
             incarnation=superblock.incarnation if kept else runtime.random_number(),
         )

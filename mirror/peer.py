@@ -48,8 +48,10 @@ DIAL_TIMEOUT_S = 2.0
 STOP_PATIENCE_S = 0.5
 # A step of the handshake: a durable superblock and map page or two, on a busy disk.
 HANDSHAKE_STEP_TIMEOUT_S = 5.0
-# A primary's requests wait for this long at most while the new session is put in place.
+# A primary's requests wait for this long at most: for those before them when a handshake makes a source stable, and
+# while the new session is put in place.
 ATTACH_TIMEOUT_S = 1.0
+STILL_RUNNING = "the running requests did not end in time; trying again"
 STREAMS = DATA_STREAMS + SYNC_STREAMS
 
 
@@ -308,7 +310,7 @@ class Peer:
             self._begin_as_dialler(talk, plan, features)
 
     def _begin_as_dialler(self, talk: Conversation, plan: Plan, features: dict[str, Any]) -> None:
-        handshake.make_source_stable(self._replica, plan)
+        self._make_source_stable(plan)
         talk.say(step="prepare", resync_generation=plan.resync_generation, **handshake.own_maps(self._replica, plan))
         handshake.prepare(self._replica, plan, talk.hear("prepared"))
         session = self._new_session(talk.number, talk.stream, plan, features)
@@ -326,6 +328,15 @@ class Peer:
             for data in session.streams()[1:]:
                 data.close()
             raise
+
+    def _make_source_stable(self, plan: Plan) -> None:
+        """A request of the former session may be under way on a slow disk here, after the target has carried it out.
+
+        Answered later than the flush began, it would be stable nowhere once the target has given up its copy.
+        """
+        if plan.outcome.action in handshake.SOURCE and not self._primary.let_requests_end(ATTACH_TIMEOUT_S):
+            raise PeerError(STILL_RUNNING)
+        handshake.make_source_stable(self._replica, plan)
 
     def _note_handshake(self) -> None:
         with self.changed:
@@ -440,7 +451,7 @@ class Peer:
         self, talk: Conversation, plan: Plan, features: dict[str, Any], request: dict[str, Any]
     ) -> None:
         own_maps = handshake.own_maps(self._replica, plan)
-        handshake.make_source_stable(self._replica, plan)
+        self._make_source_stable(plan)
         handshake.prepare(self._replica, plan, request)
         session = self._new_session(talk.number, talk.stream, plan, features)
         with self.changed:
@@ -506,7 +517,7 @@ class Peer:
         primary, replica = self._primary, self._replica
         try:
             if not primary.pause(ATTACH_TIMEOUT_S):
-                raise PeerError("the running requests did not end in time; trying again")
+                raise PeerError(STILL_RUNNING)
             if not self._wanted:
                 raise Wait("this replica was disconnected by its operator during the handshake")
             handshake.check_unchanged(replica, plan)
@@ -524,6 +535,8 @@ class Peer:
             if plan.outcome.action is Action.NONE:
                 primary.in_step(session, disk=DiskState.UP_TO_DATE, met_peer=True)
                 self.retry.begin_anew()
+            elif plan.outcome.action in handshake.SOURCE:
+                replica.define_contents(met_peer=True)
             else:
                 replica.update(met_peer=True)
             self._go_live(session, plan)

@@ -668,6 +668,13 @@ class Primary:
             self._open = self.gate is Gate.OPEN
             self._changed.notify_all()
 
+    def let_requests_end(self, timeout_s: float) -> bool:
+        """Hold new requests until the running ones have ended, no longer. False when that took too long."""
+        try:
+            return self.pause(timeout_s)
+        finally:
+            self.resume()
+
     def attach(self, session: Session) -> None:
         """From now on changes go to the peer too; call while the gate holds all requests and none is running."""
         with self._books:

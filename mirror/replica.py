@@ -26,7 +26,8 @@ from mirror.unproven import Unproven
 
 log = logging.getLogger(__name__)
 
-# In place of the boot's identifier: this replica may have lost acknowledged writes and was not in step since.
+# In place of the boot's identifier: this replica may have lost acknowledged writes, and was neither in step since nor
+# the source of a resync.
 FORGOTTEN = bytes(16)
 
 
@@ -101,6 +102,16 @@ class Replica:
         """No number is used twice, also when a write failed: one of its copies may stand on the disk."""
         self._sequence += 1
         return dataclasses.replace(superblock, sequence=self._sequence)
+
+    def define_contents(self, **changes: object) -> None:
+        """The source of a resync has nothing to remember any more: its target is durably Inconsistent (duty g9).
+
+        Not only at the end: the target is UpToDate first, and may become primary, and then answers writes that a power
+        cut takes from it. This replica must not count as one that forgot them, only because its own last record of the
+        resync was never written. Raises DeviceError.
+        """
+        self.update(boot_id=self.runtime.boot_id(), **changes)
+        self.kept_memory = True
 
     def move_on(self, peer_disk: DiskState, current: int = 0) -> None:
         """Begin a history of our own, durably (invariant record-before-ack-alone)."""

@@ -255,6 +255,11 @@ FAULTS = (
         events=("kill-nbdkit", "power", "stall-disk"),
     ),
     _fault(
+        "a source stable before the former session's requests have ended",
+        ("mirror.primary:Primary.let_requests_end", "return self.pause(timeout_s)", "return True"),
+        events=("kill-nbdkit", "stall-disk"),
+    ),
+    _fault(
         "a crashed primary forgets its log",
         ("mirror.opening:_mark", "dirty.mark_extent(extent)", "pass"),
         events=("power", "kill"),

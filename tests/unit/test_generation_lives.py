@@ -389,6 +389,7 @@ class World:
             action()
             self.maybe_interrupt("prepare", 0.1, source, target)
         self.begin_session(source, target)
+        source.kept_memory = True
         self.source = source
 
     def begin_session(self, one: Node, other: Node) -> None:

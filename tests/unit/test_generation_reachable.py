@@ -319,8 +319,9 @@ def prepared(world: World, source: int, outcome: Outcome) -> Iterator[World]:
     yield ready
     session = ready._replace(linked=True, source=source)
     for side in (0, 1):
-        yield ready.change(side, met=True)
-        session = session.change(side, met=True, alone=False, discard=False)
+        kept = world.nodes[side].kept or side == source
+        yield ready.change(side, met=True, kept=kept)
+        session = session.change(side, met=True, kept=kept, alone=False, discard=False)
     yield session
 
 

@@ -18,6 +18,7 @@ from mirror.core.policy import REFUSE_ALWAYS
 from mirror.core.states import DiskState, Role
 from mirror.core.wire import SESSION_VERSION, SESSION_VERSION_MIN, Flag, MessageType
 from mirror.handshake import Plan, Refusal, decode_standing, encode_standing, parse_hello
+from mirror.replica import FORGOTTEN
 from mirror.runtime import Runtime
 from nbd_server.volume import StartOptions, Volume
 from tests.pair import SIZE_BYTES, create, free_port, pair, peer_of, serve, session_of, stop, wait_ended, wait_in_step
@@ -398,3 +399,30 @@ def test_a_source_is_stable_before_its_target_gives_up_what_only_it_may_remember
         wait_in_step(second)
         assert "target Inconsistent" in done
         assert done.index("source flushed") < done.index("target Inconsistent")
+
+
+def test_a_source_that_forgot_is_believed_again_before_its_target_may_answer_for_both(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last record of the source is late: a target promoted before it, and then without power, must not win."""
+    with pair(tmp_path) as (first, second):
+        source, target = first._replica, second._replica
+        first.write(memoryview(b"!" * 4096), 0, False)
+        done: list[tuple[DiskState, bool, bool]] = []
+        update = target.update
+
+        def noted_update(**changes: Any) -> None:
+            update(**changes)
+            if isinstance(disk := changes.get("disk"), DiskState):
+                durable = source.superblock.boot_id != FORGOTTEN
+                done.append((disk, durable, peer_of(first).standing().kept_memory))
+
+        monkeypatch.setattr(target, "update", noted_update)
+        source.update(boot_id=FORGOTTEN)
+        source.kept_memory = False
+        session = session_of(first)
+        session.end("a cut, for the test")
+        wait_ended(first, session)
+        wait_in_step(first)
+        wait_in_step(second)
+        assert done == [(DiskState.INCONSISTENT, False, False), (DiskState.UP_TO_DATE, True, True)]
