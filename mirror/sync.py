@@ -128,7 +128,9 @@ class SyncSource:
                 self.skipped_bytes += length
                 self._copied(offset, length)
                 return
-            content, runs = self._compare(stream, offset, length) if self._asking.wanted() else self._read(offset, length)
+            content, runs = (
+                self._compare(stream, offset, length) if self._asking.wanted() else self._read(offset, length)
+            )
             for action, at, size in runs:
                 if action is BlockAction.SKIP:
                     self.skipped_bytes += size

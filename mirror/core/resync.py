@@ -167,14 +167,17 @@ class Asking:
         self._send = _Average()
         self._flush_s_per_byte = 0.0
         self._unflushed_bytes = 0
+        # Of the last chunk that was compared so much was equal that those behind it are looked at, too.
+        self._found = False
         self._trials = _Trials()
 
     def wanted(self) -> bool:
-        return self._pays() or self._trials.due()
+        return self._found or self._pays() or self._trials.due()
 
     def asked(self, count_bytes: int, equal_bytes: int, seconds: float) -> None:
         """A chunk was compared; `equal_bytes` of it need not be sent."""
         before = self._pays()
+        self._found = equal_bytes >= _EQUAL_ENOUGH * count_bytes
         self._equal.note(count_bytes, equal_bytes)
         self._ask.note(count_bytes, seconds)
         if self._pays() is not before:
