@@ -2,10 +2,9 @@
 
 Each chunk is locked like a write (invariant same-order): the source reads it and sends it. Where that is measured to
 pay it first asks the target for the digests of its blocks, and sends only those that differ. Zero blocks travel as a
-range. A copied block is as unstable as a
-written one until both replicas have flushed (invariants unstable-is-dirty, clear-after-stable), so an interruption at
-any point leaves it dirty, and a resync goes on where it was. The target becomes UpToDate only by the source's last
-word, after a flush of both.
+range. A copied block is as unstable as a written one until both replicas have flushed (invariants unstable-is-dirty,
+clear-after-stable), so an interruption at any point leaves it dirty, and a resync goes on where it was. The target
+becomes UpToDate only by the source's last word, after a flush of both.
 """
 
 import logging

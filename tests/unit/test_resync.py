@@ -142,14 +142,24 @@ def test_it_asks_where_that_saves_more_than_it_costs(target: Target, pays: bool,
     assert share == 1 if pays else share < 0.02
 
 
-def test_the_first_chunk_is_asked_for_and_tells() -> None:
+def test_the_first_chunks_are_asked_for_and_tell() -> None:
     asking = Asking()
-    assert asking.wanted()
-    asking.asked(BLOCK_BYTES, 0, 0.001)
+    for _ in range(3):
+        assert asking.wanted()
+        asking.asked(RESYNC_CHUNK_BYTES, 0, 0.001)
+        asking.sent(RESYNC_CHUNK_BYTES, 0.001)
     assert not asking.wanted()
-    other = Asking()
-    other.asked(BLOCK_BYTES, BLOCK_BYTES, 0.001)
-    assert other.wanted()
+
+
+def test_a_few_scattered_blocks_tell_nothing() -> None:
+    asking = Asking()
+    for _ in range(100):
+        assert asking.wanted()
+        asking.asked(BLOCK_BYTES, 0, 0.001)
+        asking.sent(BLOCK_BYTES, 0.001)
+    for _ in range(5):
+        assert asking.wanted()
+        asking.asked(RESYNC_CHUNK_BYTES, RESYNC_CHUNK_BYTES, 0.001)
 
 
 def test_it_notices_where_equal_blocks_begin_and_end(rng: random.Random) -> None:
