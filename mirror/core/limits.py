@@ -115,8 +115,8 @@ COMMAND_BYTES_MAX = 1 * KIB
 RESYNC_CHUNK_BYTES = 1 * MIB
 # The same when it is held back for the foreground most: an eighth of the stall, and half the speed of one stream.
 RESYNC_HELD_CHUNK_BYTES = 128 * KIB
-# What a resync compares in any case before it may leave that out: three whole chunks, some milliseconds. A few scattered
-# blocks say nothing of what comes.
+# What a resync compares in any case before it may leave that out: three whole chunks, which takes some milliseconds. A
+# few scattered blocks say nothing of what comes.
 RESYNC_EVIDENCE_BYTES = 2 * MIB
 # A resync flushes both replicas after so much, so that an interruption costs no more, and write-back keeps pace
 # (1 GiB: 346 to 402 MB/s; with 256 MiB 264 to 347).
