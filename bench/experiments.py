@@ -123,7 +123,8 @@ def resync(work: str, directory: Path, scale: Scale, record: Record, say: Say) -
                 idle = resynced(target)
         target.peer_leaves()
         say("resync: writing again while the peer is away")
-        fio.fill(target.uri, size_bytes)
+        # Other data, or the peer would have all of it already.
+        fio.fill(target.uri, size_bytes, seed=2)
         say("resync: beside writes")
         busy: list[Resync] = []
         writes = foreground(target, directory, scale, size_bytes, lambda: busy.append(resynced(target)))

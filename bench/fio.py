@@ -57,9 +57,9 @@ def figures_of(part: dict[str, Any]) -> Round:
     )
 
 
-def fill(uri: str, size_bytes: int, offset_bytes: int = 0) -> None:
-    """Write every byte once, with data that can't be compressed."""
-    where = (f"--offset={offset_bytes}", f"--size={size_bytes}")
+def fill(uri: str, size_bytes: int, offset_bytes: int = 0, seed: int = 1) -> None:
+    """Write every byte once, with data that can't be compressed; the same seed makes the same data."""
+    where = (f"--offset={offset_bytes}", f"--size={size_bytes}", f"--randseed={seed}")
     run(uri, ("--rw=write", "--bs=1m", "--iodepth=4", "--end_fsync=1", *where), 600)
 
 

@@ -1,10 +1,10 @@
 """Resync, driven by its source: copy the dirty blocks to the target.
 
-Each chunk is locked like a write (invariant same-order): the source reads it, asks the target for the checksums of
-its blocks, and sends only those that differ; zero blocks travel as a range. A copied block is as unstable as a
-written one until both replicas have flushed (invariants unstable-is-dirty, clear-after-stable), so an interruption at
-any point leaves it dirty, and a resync goes on where it was. The target becomes UpToDate only by the source's last
-word, after a flush of both.
+Each chunk is locked like a write (invariant same-order): the source reads it and sends it. Where that is measured to
+pay it first asks the target for the digests of its blocks, and sends only those that differ. Zero blocks travel as a
+range. A copied block is as unstable as a written one until both replicas have flushed (invariants unstable-is-dirty,
+clear-after-stable), so an interruption at any point leaves it dirty, and a resync goes on where it was. The target
+becomes UpToDate only by the source's last word, after a flush of both.
 """
 
 import logging
@@ -19,7 +19,7 @@ from mirror.core.errors import LinkLost, MirrorError, PeerError
 from mirror.core.generation import Action
 from mirror.core.limits import RESYNC_STABLE_BYTES, SYNC_STREAMS
 from mirror.core.resync import Action as BlockAction
-from mirror.core.resync import Compression, Progress
+from mirror.core.resync import Asking, Compression, Progress
 from mirror.core.selection import both
 from mirror.core.throttle import AUTO, Rate
 from mirror.core.wire import Flag, MessageType, crc32c
@@ -32,6 +32,9 @@ from mirror.runtime import Thread
 from mirror.session import Session
 
 log = logging.getLogger(__name__)
+
+# (action, offset, length)
+Runs = list[tuple[BlockAction, int, int]]
 
 # The target's last word takes two durable superblocks and a map.
 FINISH_TIMEOUT_S = 20.0
@@ -70,6 +73,7 @@ class SyncSource:
                 # What is believed because of a map is to be proven; a full resync looks at every block itself.
                 self._replica.unproven.add(self._replica.dirty.extents())
         self.progress = Progress(self.total_bytes)
+        self._asking = Asking()
         self._compression = Compression()
         self._pace = Pace(primary, session, rate)
         self._reported_s = 0.0
@@ -117,27 +121,44 @@ class SyncSource:
     def _copy_chunk(self, stream: Stream, offset: int, length: int) -> None:
         ranges = self._primary.lock_range(offset, length)
         try:
-            if self._replica.store.extents(offset, length) == [(offset, length, True)]:
+            if self._replica.store.is_hole(offset, length):
                 # Nothing to read and nothing to compare: a sparse volume is synced at the speed of its metadata.
                 self._ask(stream, MessageType.ZERO, offset, length, flags=Flag.RESYNC | Flag.MAY_TRIM)
                 self.skipped_bytes += length
                 self._copied(offset, length)
                 return
-            content = memoryview(self._replica.store.read(length, offset))
-            local = resync.block_sums(content)
-            remote = resync.decode_sums(self._ask(stream, MessageType.SUMS, offset, length), length)
-            for action, at, size in resync.classify_blocks(local, remote, offset):
+            content, runs = (
+                self._compare(stream, offset, length) if self._asking.wanted() else self._read(offset, length)
+            )
+            for action, at, size in runs:
                 if action is BlockAction.SKIP:
                     self.skipped_bytes += size
                 elif action is BlockAction.ZERO:
                     self._ask(stream, MessageType.ZERO, at, size, flags=Flag.RESYNC | Flag.MAY_TRIM)
                     self.skipped_bytes += size
                 else:
-                    self._send(stream, at, content[at - offset : at - offset + size])
+                    self._send(stream, at, memoryview(content)[at - offset : at - offset + size])
                     self.sent_bytes += size
             self._copied(offset, length)
         finally:
             self._primary.unlock_range(ranges)
+
+    def _compare(self, stream: Stream, offset: int, length: int) -> tuple[bytes, Runs]:
+        """The chunk, and what the target lacks of it; both sides take their digests at the same time."""
+        started_s = self._runtime.now_s()
+        stream.send(MessageType.SUMS, Flag.RESYNC, offset, length)
+        content = self._replica.store.read(length, offset)
+        local = resync.block_sums(content)
+        remote = resync.decode_sums(self._answer(stream), length)
+        runs = resync.classify_blocks(local, remote, offset)
+        equal_bytes = sum(size for action, _, size in runs if action is BlockAction.SKIP)
+        self._asking.asked(length, equal_bytes, self._runtime.now_s() - started_s)
+        return content, runs
+
+    def _read(self, offset: int, length: int) -> tuple[bytes, Runs]:
+        """The chunk, and all of it as what the target lacks."""
+        content = self._replica.store.read(length, offset)
+        return content, resync.uncompared_runs(content, offset)
 
     def _copied(self, offset: int, length: int) -> None:
         """The target has the chunk, in memory at least: no longer dirty, not stable yet."""
@@ -151,6 +172,7 @@ class SyncSource:
 
     def _send(self, stream: Stream, offset: int, content: memoryview) -> None:
         length = len(content)
+        begun_s = self._runtime.now_s()
         if self._compression.wanted():
             started_s = self._runtime.now_s()
             packed = lz4.block.compress(content, store_size=False)
@@ -166,6 +188,7 @@ class SyncSource:
             started_s = self._runtime.now_s()
             self._ask(stream, MessageType.WRITE, offset, length, content, Flag.RESYNC)
             self._compression.plain(length, self._runtime.now_s() - started_s)
+        self._asking.sent(length, self._runtime.now_s() - begun_s)
 
     def _ask(
         self,
@@ -178,6 +201,9 @@ class SyncSource:
         number: int = 0,
     ) -> memoryview:
         stream.send(kind, flags, offset, length, payload, number=number)
+        return self._answer(stream)
+
+    def _answer(self, stream: Stream) -> memoryview:
         header, answer = stream.receive_answer()
         if header.code:
             raise PeerError(f"the peer's disk answered {describe_errno(header.code)}")
@@ -206,7 +232,9 @@ class SyncSource:
             if due:
                 self._since_stable = 0
         if due:
+            started_s = self._runtime.now_s()
             self._primary.flushes.run_round()
+            self._asking.flushed(self._runtime.now_s() - started_s)
             self._replica.persist_map()
 
     def _report(self) -> None:

@@ -65,8 +65,8 @@ EXTENTS_ANSWER_MAX = 4096
 
 # Data streams of one session. As many as nbdkit has worker threads a connection, so none waits for a stream.
 DATA_STREAMS = 16
-# Streams for resync: while one chunk is compared the next one is on the way. More threads only pass the interpreter's
-# lock around (1 GiB on two cores: 264 to 347 MB/s with two, 214 to 376 with four).
+# Streams for resync: while one chunk is applied or compared the next one is on the way. More threads only pass the
+# interpreter's lock around (1 GiB on two cores: 264 to 347 MB/s with two, 214 to 376 with four).
 SYNC_STREAMS = 2
 # Microseconds that either end looks for the next message before it sleeps, while one write is in flight: a round trip
 # and the peer's write take 15 to 30, a client's next write comes 15 to 60 after the last one's answer.
@@ -115,6 +115,9 @@ COMMAND_BYTES_MAX = 1 * KIB
 RESYNC_CHUNK_BYTES = 1 * MIB
 # The same when it is held back for the foreground most: an eighth of the stall, and half the speed of one stream.
 RESYNC_HELD_CHUNK_BYTES = 128 * KIB
+# What a resync compares in any case before it may leave that out: three whole chunks, which takes some milliseconds. A
+# few scattered blocks say nothing of what comes.
+RESYNC_EVIDENCE_BYTES = 2 * MIB
 # A resync flushes both replicas after so much, so that an interruption costs no more, and write-back keeps pace
 # (1 GiB: 346 to 402 MB/s; with 256 MiB 264 to 347).
 RESYNC_STABLE_BYTES = 64 * MIB

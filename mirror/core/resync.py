@@ -1,6 +1,10 @@
 """Decisions of a resync: which blocks of a chunk travel, whether they are compressed, how far it is.
 
 A chunk's blocks are compared by their digests: equal ones are skipped, zeroes travel as a range, the rest is sent.
+Or nothing is compared and all of it is sent. Which of the two is measured: the share of the blocks that were equal of
+late, what asking costs and what sending does. After a crash most blocks of the log's extents are equal; of what was
+written while the peer was away hardly any is, and digests take as long as the sending or longer.
+
 A digest is 16 bytes of SHA-256; that of a zero block is zero, so that sparse volumes are not hashed. A CRC-32C lost,
 though it takes a tenth of the time: it takes one differing block in 2^32 for equal, a lost block in every 16 TiB.
 BLAKE2b lost to SHA-256 on processors with SHA instructions (4.0 against 2.5 µs a block).
@@ -16,7 +20,7 @@ import hashlib
 import math
 
 from mirror.core.errors import ProtocolError
-from mirror.core.limits import BLOCK_BYTES, RESYNC_CHUNK_BYTES
+from mirror.core.limits import BLOCK_BYTES, RESYNC_CHUNK_BYTES, RESYNC_EVIDENCE_BYTES
 
 # -- what travels -----------------------------------------------------------------------------------------------------
 
@@ -76,27 +80,41 @@ def classify_blocks(local: list[bytes], remote: list[bytes], offset: int) -> lis
     return runs
 
 
-# -- compression ------------------------------------------------------------------------------------------------------
+def uncompared_runs(content: bytes, offset: int) -> list[tuple[Action, int, int]]:
+    """The same runs, whatever the remote blocks are."""
+    assert len(content) % BLOCK_BYTES == 0, f"{len(content)} bytes are no whole blocks"
+    if 0 not in content[::BLOCK_BYTES]:
+        # Each block's first byte says so, in a hundredth of the time.
+        return [(Action.SEND, offset, len(content))] if content else []
+    runs: list[tuple[Action, int, int]] = []
+    for at in range(0, len(content), BLOCK_BYTES):
+        action = Action.ZERO if content[at : at + BLOCK_BYTES] == _ZERO_BLOCK else Action.SEND
+        if runs and runs[-1][0] is action:
+            runs[-1] = (action, runs[-1][1], runs[-1][2] + BLOCK_BYTES)
+        else:
+            runs.append((action, offset + at, BLOCK_BYTES))
+    return runs
+
+
+# -- what was measured of late ----------------------------------------------------------------------------------------
 
 # Weight of the newest whole chunk: four are enough to follow a change, one outlier is not enough to turn it.
-_COST_WEIGHT = 0.25
-# It must save a tenth, or it is not worth the processor time that others want too.
-_WORTH_IT = 0.9
-# The dearer way is tried again after this many chunks, and less and less often while it stays the dearer one.
+_WEIGHT = 0.25
+# The way that is not taken is tried again after this many chunks, less and less often while it stays the worse one.
 _TRIAL_CHUNKS_MIN = 16
 _TRIAL_CHUNKS_MAX = 256
 
 
-class _Cost:
-    """Seconds a byte of one way of sending, of late. Small chunks, whose time is the round trip, count little."""
+class _Average:
+    """Something a byte, of late. Small chunks, whose time is the round trip, count little."""
 
     def __init__(self) -> None:
-        self._seconds = 0.0
+        self._sum = 0.0
         self._bytes = 0.0
 
-    def note(self, count_bytes: int, seconds: float) -> None:
-        kept = 1 - _COST_WEIGHT * min(1.0, count_bytes / RESYNC_CHUNK_BYTES)
-        self._seconds = self._seconds * kept + seconds
+    def note(self, count_bytes: int, amount: float) -> None:
+        kept = 1 - _WEIGHT * min(1.0, count_bytes / RESYNC_CHUNK_BYTES)
+        self._sum = self._sum * kept + amount
         self._bytes = self._bytes * kept + count_bytes
 
     @property
@@ -104,8 +122,95 @@ class _Cost:
         return self._bytes > 0
 
     @property
+    def well_known(self) -> bool:
+        return self._bytes >= RESYNC_EVIDENCE_BYTES
+
+    @property
     def per_byte(self) -> float:
-        return self._seconds / self._bytes
+        return self._sum / self._bytes
+
+
+class _Trials:
+    """When the other way is tried again."""
+
+    def __init__(self) -> None:
+        self._since = 0
+        self._interval_chunks = _TRIAL_CHUNKS_MIN
+
+    def due(self) -> bool:
+        """Whether the next chunk is to be one; counts it."""
+        self._since += 1
+        if self._since < self._interval_chunks:
+            return False
+        self._since = 0
+        self._interval_chunks = min(2 * self._interval_chunks, _TRIAL_CHUNKS_MAX)
+        return True
+
+    def restart(self) -> None:
+        self._since = 0
+        self._interval_chunks = _TRIAL_CHUNKS_MIN
+
+
+# -- whether to ask for digests ---------------------------------------------------------------------------------------
+
+# Where so much is equal it asks in any case: what is not written spares links and disks that others want too.
+_EQUAL_ENOUGH = 0.5
+
+
+class Asking:
+    """Whether to ask for the digests of the next chunk. Ask `wanted`, then report what it took.
+
+    Asking costs digests on both sides and saves the sending of what is equal. Several threads may ask and report
+    without a lock: a lost update costs a measurement, never correctness.
+    """
+
+    def __init__(self) -> None:
+        self._equal = _Average()
+        self._ask = _Average()
+        self._send = _Average()
+        self._flush_s_per_byte = 0.0
+        self._unflushed_bytes = 0
+        # Of the last chunk that was compared so much was equal that those behind it are looked at, too.
+        self._found = False
+        self._trials = _Trials()
+
+    def wanted(self) -> bool:
+        return self._found or self._pays() or self._trials.due()
+
+    def asked(self, count_bytes: int, equal_bytes: int, seconds: float) -> None:
+        """A chunk was compared; `equal_bytes` of it need not be sent."""
+        before = self._pays()
+        self._found = equal_bytes >= _EQUAL_ENOUGH * count_bytes
+        self._equal.note(count_bytes, equal_bytes)
+        self._ask.note(count_bytes, seconds)
+        if self._pays() is not before:
+            self._trials.restart()
+
+    def sent(self, count_bytes: int, seconds: float) -> None:
+        """So much was sent and answered."""
+        self._send.note(count_bytes, seconds)
+        self._unflushed_bytes += count_bytes
+
+    def flushed(self, seconds: float) -> None:
+        """What was sent since the last time is stable: a part of what sending costs."""
+        if self._unflushed_bytes:
+            self._flush_s_per_byte = seconds / self._unflushed_bytes
+            self._unflushed_bytes = 0
+
+    def _pays(self) -> bool:
+        if not self._equal.well_known:
+            # A few scattered blocks say nothing of what comes.
+            return True
+        equal = self._equal.per_byte
+        if equal >= _EQUAL_ENOUGH or not self._send.known:
+            return True
+        return self._ask.per_byte < equal * (self._send.per_byte + self._flush_s_per_byte)
+
+
+# -- compression ------------------------------------------------------------------------------------------------------
+
+# It must save a tenth, or it is not worth the processor time that others want too.
+_WORTH_IT = 0.9
 
 
 class Compression:
@@ -115,21 +220,15 @@ class Compression:
     """
 
     def __init__(self) -> None:
-        self._packed = _Cost()
-        self._plain = _Cost()
-        self._since_trial = 0
-        self._trial_chunks = _TRIAL_CHUNKS_MIN
+        self._packed = _Average()
+        self._plain = _Average()
+        self._trials = _Trials()
 
     def wanted(self) -> bool:
         if not (self._packed.known and self._plain.known):
             return not self._packed.known
         pays = self._pays()
-        self._since_trial += 1
-        if self._since_trial >= self._trial_chunks:
-            self._since_trial = 0
-            self._trial_chunks = min(2 * self._trial_chunks, _TRIAL_CHUNKS_MAX)
-            return not pays
-        return pays
+        return not pays if self._trials.due() else pays
 
     def packed(self, raw_bytes: int, _packed_bytes: int, pack_s: float, send_s: float) -> None:
         """A chunk was compressed, however well: what counts is when it was answered, `send_s` after that."""
@@ -139,12 +238,11 @@ class Compression:
         """A chunk was sent as it is, and answered after `send_s`."""
         self._note(self._plain, raw_bytes, send_s)
 
-    def _note(self, cost: _Cost, raw_bytes: int, seconds: float) -> None:
+    def _note(self, cost: _Average, raw_bytes: int, seconds: float) -> None:
         before = self._pays()
         cost.note(raw_bytes, seconds)
         if self._pays() is not before:
-            self._trial_chunks = _TRIAL_CHUNKS_MIN
-            self._since_trial = 0
+            self._trials.restart()
 
     def _pays(self) -> bool:
         if not (self._packed.known and self._plain.known):

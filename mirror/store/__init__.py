@@ -62,6 +62,7 @@ class Store:
         self.zero = data.zero
         self.trim = data.trim
         self.extents = data.extents
+        self.is_hole = data.is_hole
 
     @staticmethod
     def open(

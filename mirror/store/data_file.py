@@ -359,6 +359,17 @@ class DataFile:
             raise self._failed("seek in", error) from error
         return found
 
+    def is_hole(self, offset: int, length: int) -> bool:
+        """Whether nothing but a hole is there; finds out in no time where data begins the range.
+
+        Where data ends is not asked: tmpfs goes through all its pages to tell.
+        """
+        self._check(offset, length)
+        try:
+            return self._seek(offset, os.SEEK_DATA, offset + length) == offset + length
+        except OSError as error:
+            raise self._failed("seek in", error) from error
+
     def _seek(self, at: int, what: int, end: int) -> int:
         """Where data or a hole begins, at most `end`; a device is all data."""
         if self.is_device:

@@ -275,6 +275,8 @@ def test_nothing_happens_outside_the_volume(place: Place, offset: int, length: i
         store.trim(offset, length)
     with pytest.raises(ValueError, match="outside"):
         store.extents(offset, length)
+    with pytest.raises(ValueError, match="outside"):
+        store.is_hole(offset, length)
     assert not any(whole(store))
 
 
@@ -287,6 +289,7 @@ def assert_tells_the_truth(store: Store, offset: int, length: int) -> None:
         assert start == at
         assert size > 0
         assert not hole or not any(store.read(size, start))
+        assert store.is_hole(start, size) is hole
         at += size
     assert at == offset + length
 

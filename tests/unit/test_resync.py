@@ -13,12 +13,14 @@ from mirror.core.limits import BLOCK_BYTES, MIB, RESYNC_CHUNK_BYTES
 from mirror.core.resync import (
     DIGEST_BYTES,
     Action,
+    Asking,
     Compression,
     Progress,
     block_sums,
     classify_blocks,
     decode_sums,
     encode_sums,
+    uncompared_runs,
 )
 
 # Few different blocks, so that equal ones meet; 0 is the zero block.
@@ -75,6 +77,101 @@ def test_digests_travel_and_their_number_is_checked() -> None:
     for wrong in (payload[:-1], payload + b"\0", payload[:-DIGEST_BYTES], b""):
         with pytest.raises(ProtocolError):
             decode_sums(wrong, 3 * BLOCK_BYTES)
+
+
+@given(st.lists(st.integers(0, 3), max_size=24), st.integers(0, 5))
+def test_uncompared_runs_send_all_but_zeroes(blocks: list[int], first: int) -> None:
+    # A block that only begins with zeroes is none of them.
+    local = b"".join(bytes(BLOCK_BYTES - 1) + b"\1" if block == 3 else CONTENTS[block] for block in blocks)
+    offset = first * BLOCK_BYTES
+    runs = uncompared_runs(local, offset)
+    assert apply(runs, local, b"?" * len(local), offset) == local
+    assert sum(length for _, _, length in runs) == len(local)
+    assert all(one[0] is not other[0] for one, other in itertools.pairwise(runs))
+    assert sum(length for action, _, length in runs if action is Action.ZERO) == blocks.count(0) * BLOCK_BYTES
+    assert not any(action is Action.SKIP for action, _, _ in runs)
+
+
+# -- whether to ask for digests ---------------------------------------------------------------------------------------
+
+
+class Target:
+    """What a target holds, and what a byte costs: asking, sending, making it stable."""
+
+    def __init__(self, equal: float, ask_s_per_mib: float, send_s_per_mib: float, flush_s_per_mib: float = 0.0) -> None:
+        self.equal = equal
+        self.ask_s = ask_s_per_mib / MIB
+        self.send_s = send_s_per_mib / MIB
+        self.flush_s = flush_s_per_mib / MIB
+
+    def run(self, asking: Asking, chunks: int, rng: random.Random) -> float:
+        """The share of the chunks that were asked for."""
+        asked = unstable_bytes = 0
+        for number in range(chunks):
+            sent_bytes = RESYNC_CHUNK_BYTES
+            if asking.wanted():
+                asked += 1
+                equal_bytes = round(RESYNC_CHUNK_BYTES * min(1.0, self.equal * rng.uniform(0.8, 1.2)))
+                asking.asked(RESYNC_CHUNK_BYTES, equal_bytes, RESYNC_CHUNK_BYTES * self.ask_s * rng.uniform(0.8, 1.2))
+                sent_bytes -= equal_bytes
+            if sent_bytes:
+                asking.sent(sent_bytes, sent_bytes * self.send_s * rng.uniform(0.8, 1.2))
+                unstable_bytes += sent_bytes
+            if number % 64 == 63:
+                asking.flushed(unstable_bytes * self.flush_s)
+                unstable_bytes = 0
+        return asked / chunks
+
+
+@pytest.mark.parametrize(
+    ("target", "pays"),
+    [
+        (Target(0.0, 0.0015, 0.001), False),  # written while the peer was away
+        (Target(0.0, 0.0015, 0.08), False),  # the same over 100 Mbit
+        (Target(0.1, 0.0015, 0.001), False),  # hashing is dearer than the line
+        (Target(0.1, 0.003, 0.08), True),  # the line is dearer than hashing
+        (Target(0.3, 0.0015, 0.001, 0.01), True),  # the disk is
+        (Target(0.98, 0.0015, 0.001), True),  # after a crash
+        (Target(1.0, 0.0015, 0.0001), True),  # for the sake of what others want of the disk
+    ],
+)
+def test_it_asks_where_that_saves_more_than_it_costs(target: Target, pays: bool, rng: random.Random) -> None:
+    asking = Asking()
+    target.run(asking, 80, rng)
+    share = target.run(asking, 1000, rng)
+    assert share == 1 if pays else share < 0.02
+
+
+def test_the_first_chunks_are_asked_for_and_tell() -> None:
+    asking = Asking()
+    for _ in range(3):
+        assert asking.wanted()
+        asking.asked(RESYNC_CHUNK_BYTES, 0, 0.001)
+        asking.sent(RESYNC_CHUNK_BYTES, 0.001)
+    assert not asking.wanted()
+
+
+def test_a_few_scattered_blocks_tell_nothing() -> None:
+    asking = Asking()
+    for _ in range(100):
+        assert asking.wanted()
+        asking.asked(BLOCK_BYTES, 0, 0.001)
+        asking.sent(BLOCK_BYTES, 0.001)
+    for _ in range(5):
+        assert asking.wanted()
+        asking.asked(RESYNC_CHUNK_BYTES, RESYNC_CHUNK_BYTES, 0.001)
+
+
+def test_it_notices_where_equal_blocks_begin_and_end(rng: random.Random) -> None:
+    asking = Asking()
+    target = Target(0.0, 0.0015, 0.001)
+    target.run(asking, 1000, rng)
+    target.equal = 1.0
+    target.run(asking, 300, rng)
+    assert target.run(asking, 100, rng) == 1
+    target.equal = 0.0
+    target.run(asking, 20, rng)
+    assert target.run(asking, 500, rng) < 0.05
 
 
 # -- compression ------------------------------------------------------------------------------------------------------
