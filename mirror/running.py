@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from types import CodeType, FrameType
 from typing import Any
 
+from mirror.batches import Awaited
 from mirror.change import Change
 from mirror.core import stages
 from mirror.core.wire import Header
@@ -42,6 +43,7 @@ _WAITS: dict[CodeType, str] = {
     Session.borrow.__code__: stages.LINK,
     Stream.send.__code__: stages.LINK,
     Stream.receive.__code__: stages.LINK,
+    Awaited.answer.__code__: stages.LINK,
     Deferred._change_queued.__code__: stages.LINK,
     Deferred.wait_applied.__code__: stages.LINK,
     DataFile.write.__code__: stages.DISK,
