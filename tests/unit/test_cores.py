@@ -1,0 +1,69 @@
+"""Threads are moved as the placement says, all but the first, and never to a core that this process may not use."""
+
+import os
+import threading
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from mirror.core.placement import WINDOW_NS, Placement
+from nbd_server.cores import Cores
+
+ALLOWED = os.sched_getaffinity(0)
+
+
+@pytest.fixture
+def thread() -> Iterator[int]:
+    """Another thread of this process, as the kernel names it."""
+    end = threading.Event()
+    other = threading.Thread(target=end.wait)
+    other.start()
+    try:
+        assert other.native_id is not None
+        yield other.native_id
+    finally:
+        os.sched_setaffinity(other.native_id, ALLOWED)
+        end.set()
+        other.join()
+
+
+def looks(monkeypatch: pytest.MonkeyPatch, setting: str, said: bool) -> list[bool]:
+    """One window is over and the placement says `said`; what was told."""
+    told: list[bool] = []
+    monkeypatch.setattr(Placement, "window", lambda *_: said)
+    cores = Cores(setting, told.append)
+    cores._began_ns = time.perf_counter_ns() - WINDOW_NS
+    cores.look(16, 1)
+    return told
+
+
+def test_gathered_on_one_core_that_is_allowed(monkeypatch: pytest.MonkeyPatch, thread: int) -> None:
+    told = looks(monkeypatch, "auto", True)
+    first, moved = os.sched_getaffinity(os.getpid()), os.sched_getaffinity(thread)
+    assert first == ALLOWED
+    # A process that may use one core only has nothing to choose.
+    assert (told, len(moved)) == ([True] if len(ALLOWED) > 1 else [], 1)
+    assert moved <= ALLOWED
+
+
+def test_any_leaves_the_threads_alone(monkeypatch: pytest.MonkeyPatch, thread: int) -> None:
+    assert looks(monkeypatch, "any", True) == []
+    assert os.sched_getaffinity(thread) == ALLOWED
+
+
+def test_back_to_all_that_are_allowed(monkeypatch: pytest.MonkeyPatch, thread: int) -> None:
+    monkeypatch.setattr(Placement, "window", lambda *_: True)
+    cores = Cores("auto", lambda _: None)
+    for said in (True, False):
+        monkeypatch.setattr(Placement, "window", lambda *_, said=said: said)
+        cores._began_ns = time.perf_counter_ns() - WINDOW_NS
+        cores.look(16, 1)
+    assert os.sched_getaffinity(thread) == ALLOWED
+
+
+def test_no_look_before_a_window_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Placement, "window", lambda *_: pytest.fail("too early"))
+    cores = Cores("auto", lambda _: None)
+    cores._began_ns = time.perf_counter_ns() + WINDOW_NS
+    cores.look(16, 1)
