@@ -22,7 +22,7 @@ from tests.sim.shrink import shrink
 # Lives that a worker runs at a time: a second or two.
 BATCH = 20
 # Lives in which each planted fault must be found.
-FAULT_LIVES_MAX = 1500
+FAULT_LIVES_MAX = 4000
 HOURS = click.FloatRange(min=0, min_open=True)
 # How a violation is told to the parent process: seed, invariant, message.
 Failure = tuple[int, str, str]

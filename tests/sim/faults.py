@@ -287,13 +287,6 @@ FAULTS = (
         events=("flip", "verify", "power"),
     ),
     _fault(
-        "a read of a write that is cut off",
-        ("mirror.primary:Primary.read_into", "if not self._open and self.gate is Gate.CUT:", "if False:"),
-        events=("stop", "cut", "stop", "stall"),
-        protocols="B",
-        narrow=True,
-    ),
-    _fault(
         "an Inconsistent copy promoted",
         (
             "nbd_server.volume:Volume._may_promote",
