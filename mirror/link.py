@@ -126,24 +126,14 @@ class Stream:
             code,
             number,
         )
-        if more and not size:
+        if not size:
             self._held += head
+            if not more:
+                self._send_held()
             return
         if self._held:
             head, self._held = self._held + head, b""
-        try:
-            if not size:
-                self._socket.sendall(head)
-                return
-            sent = self._socket.sendmsg((head, payload))
-            rest = len(head) + size - sent
-            if rest:
-                if sent < len(head):
-                    self._socket.sendall(head[sent:])
-                    sent = len(head)
-                self._socket.sendall(memoryview(payload)[sent - len(head) :])
-        except OSError as error:
-            raise self._lost(error) from error
+        self._send_parts((head, payload), len(head) + size)
 
     def send_requests(self, requests: Sequence[Request]) -> None:
         """Send them one after the other by one system call; blocks and raises as `send`."""
@@ -159,10 +149,20 @@ class Stream:
             size += len(head) + payload_bytes
             if payload_bytes:
                 parts.append(payload)
+        self._send_parts(parts, size)
+
+    def _send_parts(self, parts: Sequence[bytes | bytearray | memoryview], size: int) -> None:
+        """Send all `size` bytes of them, by one system call if the peer's buffers take it."""
         try:
             sent = self._socket.sendmsg(parts)
-            if sent < size:
-                self._socket.sendall(memoryview(b"".join(parts))[sent:])
+            if sent == size:
+                return
+            for part in parts:
+                if sent < len(part):
+                    self._socket.sendall(memoryview(part)[sent:])
+                    sent = 0
+                else:
+                    sent -= len(part)
         except OSError as error:
             raise self._lost(error) from error
 

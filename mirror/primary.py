@@ -170,8 +170,8 @@ class Primary:
         if self.replica.suspects.any:
             change = self._on_suspects(change)
         unlock = True
-        alone = self._active == 1 and not self._crowded
-        spin_us = self.spin_us()
+        alone = self._is_alone()
+        spin_us = self.spin.wanted_us if alone else 0
         started_ns = self.trace.start()
         try:
             if session is None:
@@ -185,7 +185,7 @@ class Primary:
                     self.record_alone()
             else:
                 self.change_both(session, change, spin_us)
-            if alone and unlock and self._active == 1 and change.is_typical and session is not None:
+            if alone and unlock and self._is_alone() and change.is_typical and session is not None:
                 self.spin.note(spin_us > 0, self.trace.start() - started_ns)
         finally:
             if unlock:
@@ -196,7 +196,10 @@ class Primary:
 
     def spin_us(self) -> int:
         """How long to look for the peer's answer instead of sleeping: only for one that is alone on the way."""
-        return self.spin.wanted_us if self._active == 1 and not self._crowded else 0
+        return self.spin.wanted_us if self._is_alone() else 0
+
+    def _is_alone(self) -> bool:
+        return self._active == 1 and not self._crowded
 
     def set_crowded(self, crowded: bool) -> None:
         """Whether there are several requests at a time, though one may seem alone: they run on one core, in turn."""

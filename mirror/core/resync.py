@@ -17,7 +17,9 @@ Pure: the clock is read by the caller. Payloads are looked at here alone in all 
 
 import enum
 import hashlib
+import itertools
 import math
+from collections.abc import Iterable
 
 from mirror.core.errors import ProtocolError
 from mirror.core.limits import BLOCK_BYTES, RESYNC_CHUNK_BYTES, RESYNC_EVIDENCE_BYTES
@@ -63,21 +65,13 @@ def decode_sums(payload: bytes | memoryview, length: int) -> list[bytes]:
 
 def classify_blocks(local: list[bytes], remote: list[bytes], offset: int) -> list[tuple[Action, int, int]]:
     """Runs (action, offset, length) that make the remote blocks equal to the local ones; they cover the whole range."""
-    assert len(local) == len(remote), "digests of two different ranges"
-    runs: list[tuple[Action, int, int]] = []
-    action = Action.SKIP
-    start = at = offset
-    for ours, theirs in zip(local, remote, strict=True):
-        different = Action.ZERO if ours == _ZERO_DIGEST else Action.SEND
-        wanted = Action.SKIP if ours == theirs else different
-        if wanted is not action:
-            if at > start:
-                runs.append((action, start, at - start))
-            action, start = wanted, at
-        at += BLOCK_BYTES
-    if at > start:
-        runs.append((action, start, at - start))
-    return runs
+    return _runs(
+        (
+            Action.SKIP if ours == theirs else Action.ZERO if ours == _ZERO_DIGEST else Action.SEND
+            for ours, theirs in zip(local, remote, strict=True)
+        ),
+        offset,
+    )
 
 
 def uncompared_runs(content: bytes, offset: int) -> list[tuple[Action, int, int]]:
@@ -86,13 +80,22 @@ def uncompared_runs(content: bytes, offset: int) -> list[tuple[Action, int, int]
     if 0 not in content[::BLOCK_BYTES]:
         # Each block's first byte says so, in a hundredth of the time.
         return [(Action.SEND, offset, len(content))] if content else []
-    runs: list[tuple[Action, int, int]] = []
-    for at in range(0, len(content), BLOCK_BYTES):
-        action = Action.ZERO if content[at : at + BLOCK_BYTES] == _ZERO_BLOCK else Action.SEND
-        if runs and runs[-1][0] is action:
-            runs[-1] = (action, runs[-1][1], runs[-1][2] + BLOCK_BYTES)
-        else:
-            runs.append((action, offset + at, BLOCK_BYTES))
+    return _runs(
+        (
+            Action.ZERO if content[at : at + BLOCK_BYTES] == _ZERO_BLOCK else Action.SEND
+            for at in range(0, len(content), BLOCK_BYTES)
+        ),
+        offset,
+    )
+
+
+def _runs(actions: Iterable[Action], offset: int) -> list[tuple[Action, int, int]]:
+    """One action a block from `offset` on, neighbours merged."""
+    runs = []
+    for action, blocks in itertools.groupby(actions):
+        length = BLOCK_BYTES * sum(1 for _ in blocks)
+        runs.append((action, offset, length))
+        offset += length
     return runs
 
 
