@@ -3,65 +3,73 @@
 A write, a zero and a trim differ in nothing else, so every protocol takes the same object.
 """
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
-
 from mirror.batches import Awaited, Batches
 from mirror.core.errors import DeviceError, LinkLost
-from mirror.core.stages import INTERPRETER, OWN_DISK, SEND
+from mirror.core.stages import DISK, INTERPRETER, LINK, OWN_DISK, SEND, WRITE
 from mirror.core.wire import Flag, MessageType
 from mirror.link import Request, Stream
+from mirror.running import Running
 from mirror.runtime import Lock
 from mirror.session import Session
 from mirror.spans import Span
+from mirror.store import Store
 
 # Twice the pages of databases.
 TYPICAL_BYTES_MAX = 16 * 1024
 # Larger ones go by streams of their own: copying them is what takes time, and several are copied at once.
 SHARED_BYTES_MAX = 32 * 1024
 
+KINDS = {MessageType.WRITE: WRITE, MessageType.ZERO: "zero", MessageType.TRIM: "trim"}
 
-class Change(NamedTuple):
-    """`apply(*arguments)` carries it out here; the last argument says whether durably. The payload is the client's
-    buffer, valid until the answer.
 
-    `payload_crc` was taken when the client's request came in: whatever happens to the payload from then on, in this
-    process or on the way, the peer sees it before it writes.
+class Change(Running):
+    """`message_type` says what it is, `flags` whether durably and whether a zero may leave a hole.
+
+    The payload is the client's buffer, valid until the answer. `payload_crc` was taken when the client's request came
+    in: whatever happens to the payload from then on, in this process or on the way, the peer sees it before it writes.
     """
 
-    kind: MessageType
-    flags: int
-    offset: int
-    length: int
-    payload: memoryview | bytes
-    apply: Callable[..., None]
-    arguments: tuple[Any, ...]
-    payload_crc: int = 0
-    # It is one of those whose stages are measured.
-    span: Span | None = None
+    __slots__ = ("flags", "message_type", "payload", "payload_crc")
+
+    def __init__(
+        self,
+        message_type: MessageType,
+        flags: int,
+        offset: int,
+        length: int,
+        started_ns: int = 0,
+        payload: memoryview | bytes = b"",
+        payload_crc: int = 0,
+        span: Span | None = None,
+    ) -> None:
+        super().__init__(KINDS[message_type], offset, length, started_ns, span)
+        self.message_type = message_type
+        self.flags = flags
+        self.payload = payload
+        self.payload_crc = payload_crc
 
     @property
     def is_typical(self) -> bool:
         """A small write that waits for no disk: its latency may be compared with those of others."""
-        return self.kind is MessageType.WRITE and self.length <= TYPICAL_BYTES_MAX and not self.flags & Flag.FUA
-
-    def made_durable(self) -> "Change":
-        """The same, stable on both sides before it is answered."""
-        return self._replace(flags=self.flags | Flag.FUA, arguments=(*self.arguments[:-1], True))
+        return self.message_type is MessageType.WRITE and self.length <= TYPICAL_BYTES_MAX and not self.flags & Flag.FUA
 
     @property
     def may_share(self) -> bool:
         """The peer carries it out at once, and it is small: it may go in a batch with others."""
         return self.length <= SHARED_BYTES_MAX and not self.flags & Flag.FUA
 
+    @property
+    def request(self) -> Request:
+        """What the peer is sent, with others."""
+        flags = self.flags if self.span is None else self.flags | Flag.TIMED
+        return Request(self.message_type, flags, self.offset, self.length, self.payload, self.payload_crc)
+
     def queue_for_peer(self, batches: Batches, done: Lock) -> Awaited | None:
         """Send it together with others. None when the session has ended."""
-        flags = self.flags
         span = self.span
         if span is not None:
-            flags |= Flag.TIMED
             span.lap(INTERPRETER)
-        awaited = Awaited(Request(self.kind, flags, self.offset, self.length, self.payload, self.payload_crc), done)
+        awaited = Awaited(self.request, done)
         try:
             batches.put(awaited)
         except LinkLost:
@@ -81,10 +89,11 @@ class Change(NamedTuple):
         if span is not None:
             flags |= Flag.TIMED
             span.lap(INTERPRETER)
+        self.waits_for = LINK
         try:
             stream = session.borrow()
             stream.send(
-                self.kind,
+                self.message_type,
                 self.flags | flags,
                 self.offset,
                 self.length,
@@ -99,13 +108,20 @@ class Change(NamedTuple):
             span.lap(SEND)
         return stream
 
-    def apply_here(self) -> DeviceError | None:
+    def apply_here(self, store: Store) -> DeviceError | None:
         """What the own disk said to it, if it refused."""
         span = self.span
         if span is not None:
             span.lap(INTERPRETER)
+        self.waits_for = DISK
+        durable = self.flags & Flag.FUA != 0
         try:
-            self.apply(*self.arguments)
+            if self.message_type is MessageType.WRITE:
+                store.write(self.payload, self.offset, durable)
+            elif self.message_type is MessageType.ZERO:
+                store.zero(self.offset, self.length, self.flags & Flag.MAY_TRIM != 0, durable)
+            else:
+                store.trim(self.offset, self.length, durable)
         except DeviceError as error:
             return error
         if span is not None:

@@ -18,7 +18,7 @@ from mirror.core.errors import LinkLost, PeerError, ProtocolError
 from mirror.core.in_flight import InFlight
 from mirror.core.limits import IN_FLIGHT_BYTES_MAX, IN_FLIGHT_COUNT_MAX
 from mirror.core.range_lock import Ticket
-from mirror.core.stages import ANSWER
+from mirror.core.stages import ANSWER, LINK, PYTHON
 from mirror.core.wire import Flag, Header, MessageType
 from mirror.link import Poller, Request, Stream
 from mirror.replica import extents_of
@@ -102,16 +102,18 @@ class Deferred:
         if change.span is not None:
             # A place in the queue, or the peer's word that it has it in memory: what waits for the link.
             change.span.lap(ANSWER)
+        change.waits_for = PYTHON
         return stays
 
     def _change_queued(self, session: Session, ticket: Ticket, change: Change, alone_since_ns: int) -> bool:
         """Protocol A: written here, and in the queue."""
         primary = self.primary
-        if change.apply_here() is not None:
+        if change.apply_here(primary.replica.store) is not None:
             # Nothing was sent: go the way that knows what to do when only one side can.
             primary.change_both(session, change)
             return True
         copied = bytes(change.payload)
+        change.waits_for = LINK
         with self._books:
             while primary.session is session and not self._window.admit(len(copied)):
                 self._changed.wait()
@@ -136,7 +138,7 @@ class Deferred:
             session,
             self._next,
             ticket,
-            change.kind,
+            change.message_type,
             change.flags,
             change.offset,
             change.length,
@@ -164,7 +166,8 @@ class Deferred:
         """
         primary = self.primary
         stream = change.ask_peer(session, wanted, spin_us)
-        error = change.apply_here()
+        error = change.apply_here(primary.replica.store)
+        change.waits_for = LINK
         peer_has_it = False
         if stream is not None:
             try:

@@ -8,8 +8,9 @@ start or a promotion nothing is known to be flushed.
 from typing import TYPE_CHECKING
 
 from mirror.core.errors import DeviceError, LinkLost, MirrorError, PeerError, ProtocolError
-from mirror.core.stages import ANSWER, OWN_DISK, ROUND, SEND
+from mirror.core.stages import ANSWER, DISK, FLUSH, LINK, OWN_DISK, ROUND, SEND
 from mirror.core.wire import Flag, MessageType
+from mirror.running import Running
 from mirror.spans import Span
 
 if TYPE_CHECKING:
@@ -29,16 +30,19 @@ class FlushRounds:
         self._finished = 0
         self._errors: dict[int, MirrorError] = {}
 
-    def flush(self, span: Span | None = None) -> None:
+    def flush(self, request: Running | None = None) -> None:
         """Make everything answered so far stable on every connected replica; nothing to do is free."""
         if not self.needed:
             with self._changed:
                 if not self.needed and self._begun == self._finished:
                     return
-        self.run_round(span)
+        self.run_round(request)
 
-    def run_round(self, span: Span | None = None) -> None:
+    def run_round(self, request: Running | None = None) -> None:
         """Take part in the next round to begin; lead it when nobody else does. Raises what the round ended with."""
+        span = None if request is None else request.span
+        if request is not None:
+            request.waits_for = FLUSH
         with self._changed:
             mine = self._begun + 1
             while self._finished < mine:
@@ -55,7 +59,7 @@ class FlushRounds:
         # Until it has ended well, whoever shares the round must not take it for done.
         error: MirrorError | None = PeerError("the flush ended on a bug of ours; the log tells more")
         try:
-            self._round(span)
+            self._round(request)
             error = None
         except MirrorError as caught:
             error = caught
@@ -70,7 +74,8 @@ class FlushRounds:
                     self._errors[mine] = error
                 self._changed.notify_all()
 
-    def _round(self, span: Span | None) -> None:
+    def _round(self, request: Running | None) -> None:
+        span = None if request is None else request.span
         primary, replica = self._primary, self._primary.replica
         with replica.books:
             number = replica.round
@@ -84,7 +89,11 @@ class FlushRounds:
         primary.wait_applied()
         spin_us = primary.spin_us()
         stream = self._ask_peer(session, spin_us, span)
+        if request is not None:
+            request.waits_for = DISK
         error = self._flush_here()
+        if request is not None:
+            request.waits_for = LINK
         if span is not None:
             span.lap(OWN_DISK)
         peer_ok = session is not None and self._await_peer(session, stream, spin_us, span)

@@ -392,14 +392,14 @@ class Listener:
                 f"can't listen for the peer at {host}:{port}: {error.strerror or error}",
                 remedy="stop what uses that port (ss -ltnp shows it), or change `listen` in volume.toml",
             ) from error
-        self._thread: Thread = runtime.spawn("listener", self._accept)
+        self._accepting: Thread = runtime.spawn("listener", self._accept)
 
     def close(self) -> None:
         try:
             self._socket.shutdown(socket.SHUT_RDWR)
         except OSError:
             pass
-        self._thread.join(GREETING_TIMEOUT_S)
+        self._accepting.join(GREETING_TIMEOUT_S)
         self._socket.close()
 
     def _accept(self) -> None:

@@ -23,15 +23,15 @@ from mirror.core.errors import ConnectionCut, DeviceError, LinkLost, MirrorError
 from mirror.core.limits import BLOCK_BYTES, PIECE_BYTES_MAX, READ_ERRORS_MAX
 from mirror.core.range_lock import RangeLock, Ticket
 from mirror.core.spin import Spin
-from mirror.core.stages import ANSWER, LOG, TURN
+from mirror.core.stages import ANSWER, COLD, DISK, FLUSHES, LINK, LOG, PYTHON, RANGE, TURN
 from mirror.core.states import DiskState, Role
 from mirror.core.wire import Flag, MessageType, crc32c
 from mirror.deferred import Deferred
 from mirror.flush import FlushRounds
 from mirror.log_writer import LogWriter
 from mirror.replica import Replica, extents_of, with_suspect_parts
+from mirror.running import GATE, Running
 from mirror.session import Session
-from mirror.spans import Span
 from mirror.trace import Trace
 
 log = logging.getLogger(__name__)
@@ -71,6 +71,7 @@ class Primary:
         self._changed = replica.changed
         self._ranges = RangeLock()
         self._active = 0
+        self._under_way = replica.under_way
         self._logs_ahead = False
         self._alone_recorded = False
         self._alone_lock = replica.runtime.lock()
@@ -95,9 +96,7 @@ class Primary:
         # Taken here once and for all: the peer checks it before it writes, however the data got there.
         crc = crc32c(data) if self.replica.tracked else 0
         length = len(data)
-        begun_ns = self._change(
-            Change(MessageType.WRITE, flags, offset, length, data, self._store.write, (data, offset, fua), crc, span)
-        )
+        begun_ns = self._change(Change(MessageType.WRITE, flags, offset, length, started, data, crc, span))
         trace.write(started, length, offset, fua, span, begun_ns)
 
     def zero(self, offset: int, length: int, may_trim: bool, fast: bool, fua: bool) -> None:
@@ -107,39 +106,44 @@ class Primary:
             raise MirrorError("this volume can't zero faster than by writing zeroes", errno=errno.EOPNOTSUPP)
         flags = (Flag.FUA if fua else 0) | (Flag.MAY_TRIM if may_trim else 0)
         for at, size in _pieces(offset, length):
-            self._change(Change(MessageType.ZERO, flags, at, size, b"", self._store.zero, (at, size, may_trim, fua)))
+            self._change(Change(MessageType.ZERO, flags, at, size, self.trace.start()))
         self.trace.zeroed(length)
 
     def trim(self, offset: int, length: int, fua: bool) -> None:
         """Give the range's space back on both replicas; it reads as zeroes, so that both stay equal."""
         flags = Flag.FUA if fua else 0
         for at, size in _pieces(offset, length):
-            self._change(Change(MessageType.TRIM, flags, at, size, b"", self._store.trim, (at, size, fua)))
+            self._change(Change(MessageType.TRIM, flags, at, size, self.trace.start()))
         self.trace.trimmed(length)
 
     def flush(self) -> None:
         """All writes answered before this call are stable on every connected replica when it returns."""
         started = self.trace.start()
         span = self.trace.spans.take(started)
-        self._enter()
+        flush = Running(FLUSHES, 0, 0, started, span)
+        self._enter(flush)
         try:
             span.lap(TURN)
-            self.flushes.flush(span)
+            self.flushes.flush(flush)
         finally:
-            self._leave()
+            self._leave(flush)
         self.trace.flush(started, span)
 
     def read_into(self, buffer: memoryview, offset: int) -> None:
         """Fill `buffer` from the volume; waits for the unanswered writes of its range (invariant same-order)."""
         length = len(buffer)
-        self._enter()
+        read = Running("read", offset, length, 0)
+        self._enter(read)
         try:
             if self.peer_only:
+                read.waits_for = LINK
                 self._read_from_peer(buffer, offset)
             else:
+                read.waits_for = DISK
                 try:
                     self._store.read_into(buffer, offset)
                 except DeviceError as error:
+                    read.waits_for = LINK
                     self._repair_read(buffer, offset, error)
                 if self.replica.tracked:
                     # Where nothing is locked no lock need be taken to see it.
@@ -148,12 +152,12 @@ class Primary:
                         with self._books:
                             overtaken = self._ranges.busy(offset, length)
                     if overtaken:
-                        self._read_locked(buffer, offset)
+                        self._read_locked(buffer, offset, read)
                     if not self._open and self.gate is Gate.CUT:
                         # It may have seen a write that was cut off just now, which stays unanswered and may vanish.
                         raise ConnectionCut("this replica stopped serving; the request stays unanswered")
         finally:
-            self._leave()
+            self._leave(read)
         self.trace.read(length)
 
     # The life of a change
@@ -163,12 +167,12 @@ class Primary:
         if not self.replica.tracked:
             return self._change_untracked(change)
         span = change.span
-        ticket, first, last = self._begin(change.offset, change.length, span)
+        ticket, first, last = self._begin(change)
         if span is not None:
             span.lap(LOG)
         session = self.session
         if self.replica.suspects.any:
-            change = self._on_suspects(change)
+            self._on_suspects(change)
         unlock = True
         alone = self._is_alone()
         spin_us = self.spin.wanted_us if alone else 0
@@ -189,9 +193,9 @@ class Primary:
                 self.spin.note(spin_us > 0, self.trace.start() - started_ns)
         finally:
             if unlock:
-                self.unlock(ticket, first, last, leave=True)
+                self.unlock(ticket, first, last, change)
             else:
-                self._leave()
+                self._leave(change)
         return started_ns
 
     def spin_us(self) -> int:
@@ -205,38 +209,42 @@ class Primary:
         """Whether there are several requests at a time, though one may seem alone: they run on one core, in turn."""
         self._crowded = crowded
 
-    def _on_suspects(self, change: Change) -> Change:
-        """No answered write of a suspect block may rest on a resync (mirror.core.selection)."""
+    def _on_suspects(self, change: Change) -> None:
+        """No answered write of a suspect block may rest on a resync (mirror.core.selection): it is stable on both."""
         with self._books:
-            touched = self.replica.suspects.touches(change.offset, change.length)
-        return change.made_durable() if touched else change
+            if self.replica.suspects.touches(change.offset, change.length):
+                change.flags |= Flag.FUA
 
-    def _begin(self, offset: int, length: int, span: Span | None = None) -> tuple[Ticket, int, int]:
+    def _begin(self, change: Change) -> tuple[Ticket, int, int]:
         """Lock the range and hold its extents first..last in the log (none once the own disk is Failed: last < first).
 
         Whatever fails leaves nothing behind.
         """
+        offset, length = change.offset, change.length
         first, last = extents_of(offset, length)
+        self._under_way.add(change)
         if self.replica.failed:
-            self._await_stand_in()
+            self._await_stand_in(change)
         with self._books:
             if not self._open:
-                self._wait_open()
+                self._wait_open(change)
             self._active += 1
             ticket = self._ranges.request(offset, length)
             while not ticket.granted:
+                change.waits_for = RANGE
                 self._changed.wait()
-            if span is not None:
-                span.lap(TURN)
+            if change.span is not None:
+                change.span.lap(TURN)
             hot = not self.replica.failed and self.replica.log.hold(first, last)
             reached = self.replica.log.reached
         if not hot:
-            return self._hold_cold(ticket, first, last)
+            return self._hold_cold(change, ticket, first, last)
         if reached >= 0:
             self._log_ahead_of(reached, sure=True)
         return ticket, first, last
 
-    def _hold_cold(self, ticket: Ticket, first: int, last: int) -> tuple[Ticket, int, int]:
+    def _hold_cold(self, change: Change, ticket: Ticket, first: int, last: int) -> tuple[Ticket, int, int]:
+        change.waits_for = COLD
         try:
             if not self.replica.failed:
                 try:
@@ -249,7 +257,7 @@ class Primary:
                 return ticket, 0, -1
             raise self._no_disk()
         except BaseException:
-            self._drop(ticket)
+            self._drop(change, ticket)
             raise
 
     def _log_ahead_of(self, extent: int, sure: bool) -> None:
@@ -280,50 +288,58 @@ class Primary:
         finally:
             self._logs_ahead = False
 
-    def _await_stand_in(self) -> None:
+    def _await_stand_in(self, request: Running | None) -> None:
         """The own disk is Failed: go on when the peer stands in for it, which may just be being agreed."""
         if not self.peer_only:
+            if request is not None:
+                request.waits_for = GATE
             with self._fail_lock:
                 if not self.peer_only:
+                    if request is not None:
+                        self._under_way.discard(request)
                     raise self._no_disk()
 
     def _no_disk(self) -> PeerError:
         return PeerError(f"this replica's disk is Failed ({self.replica.failure}) and no peer can stand in")
 
-    def _drop(self, ticket: Ticket) -> None:
+    def _drop(self, change: Change, ticket: Ticket) -> None:
         with self._books:
             self._ranges.unlock(ticket)
+            self._under_way.discard(change)
             self._active -= 1
             self._changed.notify_all()
 
-    def unlock(self, ticket: Ticket, first: int, last: int, leave: bool = False) -> None:
+    def unlock(self, ticket: Ticket, first: int, last: int, leaves: Running | None = None) -> None:
         """Both replicas have applied the change, or its blocks are dirty: let the next one of its range begin.
 
-        `leave`: its request ends with it.
+        `leaves`: this request ends with it.
         """
         with self._books:
             if first <= last:
                 self.replica.log.release(first, last, self.replica.round)
             awaited = self._ranges.unlock(ticket) or self._log_writer.waits_for_release
-            if leave:
+            if leaves is not None:
+                self._under_way.discard(leaves)
                 self._active -= 1
                 awaited = awaited or (self._active == 0 and not self._open)
             if awaited:
                 self._changed.notify_all()
 
     def _change_untracked(self, change: Change) -> int:
-        self._enter()
+        self._enter(change)
         try:
             if change.span is not None:
                 change.span.lap(TURN)
-            self._apply_alone(self._on_suspects(change) if self.replica.suspects.any else change)
+            if self.replica.suspects.any:
+                self._on_suspects(change)
+            self._apply_alone(change)
         finally:
-            self._leave()
+            self._leave(change)
         return 0
 
     def _apply_alone(self, change: Change) -> None:
         """Apply what the peer is not sent."""
-        error = change.apply_here()
+        error = change.apply_here(self._store)
         # Not before: a round that began in between would not cover it, and the next flush be elided.
         self.flushes.needed = True
         if error is not None:
@@ -348,7 +364,8 @@ class Primary:
             awaited = change.queue_for_peer(batches, self.replica.runtime.lock())
         else:
             stream = change.ask_peer(session, spin_us=spin_us)
-        error = None if self.peer_only else change.apply_here()
+        error = None if self.peer_only else change.apply_here(self._store)
+        change.waits_for = LINK
         peer_has_it = False
         if stream is not None or awaited is not None:
             try:
@@ -370,6 +387,7 @@ class Primary:
                     session.end(f"the peer could not carry out a write: {describe_errno(header.code)}")
             except (LinkLost, ProtocolError) as lost:
                 session.end(lost.message)
+        change.waits_for = PYTHON
         if not peer_has_it:
             self.detach(session)
         self.settle(session, change.offset, change.length, peer_has_it, error)
@@ -444,8 +462,10 @@ class Primary:
 
     # Reads that need the peer
 
-    def _read_locked(self, buffer: memoryview, offset: int) -> None:
+    def _read_locked(self, buffer: memoryview, offset: int, read: Running) -> None:
+        read.waits_for = RANGE
         ticket = self.lock_range(offset, len(buffer))
+        read.waits_for = LINK if self.peer_only else DISK
         try:
             if self.peer_only:
                 self._read_from_peer(buffer, offset)
@@ -620,27 +640,38 @@ class Primary:
 
     # The gate and the session
 
-    def _enter(self) -> None:
+    def _enter(self, request: Running | None = None) -> None:
+        if request is not None:
+            self._under_way.add(request)
         if self.replica.failed:
-            self._await_stand_in()
+            self._await_stand_in(request)
         with self._books:
             if not self._open:
-                self._wait_open()
+                self._wait_open(request)
             self._active += 1
 
-    def _leave(self) -> None:
+    def _leave(self, request: Running | None = None) -> None:
         with self._books:
+            if request is not None:
+                self._under_way.discard(request)
             self._active -= 1
             if self._active == 0 and not self._open:
                 self._changed.notify_all()
 
-    def _wait_open(self) -> None:
+    def _wait_open(self, request: Running | None) -> None:
+        if request is not None:
+            request.waits_for = GATE
         while self.gate is Gate.HELD or (self._paused and self.gate is Gate.OPEN):
             self._changed.wait()
+        if self.gate is Gate.OPEN:
+            if request is not None:
+                request.waits_for = PYTHON
+            return
+        if request is not None:
+            self._under_way.discard(request)
         if self.gate is Gate.CUT:
             raise ConnectionCut("this replica stopped serving; the request stays unanswered")
-        if self.gate is Gate.CLOSED:
-            raise NotPrimary("this replica is not the primary")
+        raise NotPrimary("this replica is not the primary")
 
     def set_gate(self, gate: Gate) -> None:
         with self._books:

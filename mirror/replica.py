@@ -19,6 +19,7 @@ from mirror.core.map_pages import Bitmaps
 from mirror.core.selection import split, with_parts
 from mirror.core.states import LEFT_BEHIND, DiskState, Role
 from mirror.durable_map import DurableMap
+from mirror.running import Running
 from mirror.runtime import Lock, Runtime
 from mirror.store import Store
 from mirror.suspects import Suspects
@@ -60,6 +61,8 @@ class Replica:
         self.failure = ""
         self.books = books
         self.changed = runtime.condition(self.books)
+        # What clients asked, and what the peer asked, for whoever wants to know what takes so long.
+        self.under_way: set[Running] = set()
         self.dirty = dirty
         self.unstable = DirtyMap(superblock.size_bytes)
         self.flushing = DirtyMap(superblock.size_bytes)

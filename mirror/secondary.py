@@ -25,6 +25,7 @@ from mirror.core.wire import Flag, Header, MessageType, crc32c
 from mirror.link import Poller, Spare, Stream
 from mirror.primary import FULL
 from mirror.replica import Replica
+from mirror.running import Running
 from mirror.runtime import Thread
 from mirror.session import Session
 from mirror.spans import SAMPLE_EVERY, Spans
@@ -43,6 +44,7 @@ class Receiver:
     def __init__(self, replica: Replica, session: Session, streams: list[Stream], name: str, spans: Spans) -> None:
         self._replica = replica
         self._spans = spans
+        self._under_way = replica.under_way
         self._session = session
         self._streams = streams
         spare = Spare()
@@ -149,14 +151,19 @@ class Receiver:
         code = 0
         began_s = self._replica.runtime.now_s() if header.type is MessageType.FLUSH else 0.0
         measured = received_ns or began_s or header.flags & Flag.TIMED
-        began_ns = time.perf_counter_ns() if measured else 0
+        began_ns = time.perf_counter_ns()
         applied_ns = 0
+        running = Running(APPLY, header.offset, header.length, began_ns)
+        running.waits_for = DISK
+        self._under_way.add(running)
         try:
             answer = HOW_TO_APPLY[header.type](self._replica, header, payload)
         except DeviceError as error:
             code = error.errno
             if header.type in (MessageType.WRITE, MessageType.ZERO, MessageType.TRIM, MessageType.FLUSH):
                 self._disk_error(error)
+        finally:
+            self._under_way.discard(running)
         if began_s:
             self._flush_s += (self._replica.runtime.now_s() - began_s - self._flush_s) / 4
         if measured:

@@ -5,10 +5,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-from mirror import running
 from mirror.core import why_slow
 from mirror.primary import Primary
 from mirror.replica import Replica
+from mirror.running import described
 
 # How long the processor is watched: a hundred of its clock's ticks on most machines.
 WATCH_S = 0.2
@@ -18,7 +18,7 @@ def of_server(replica: Replica, primary: Primary, status: dict[str, Any]) -> dic
     """What docs/operations.md describes; `status` is the same server's."""
     processor = _processor()
     now_ns = primary.trace.start()
-    own = running.requests(now_ns)
+    own = described(replica.under_way, now_ns)
     facts = {
         "name": status["name"],
         "role": replica.role.value,

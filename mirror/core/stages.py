@@ -6,20 +6,27 @@ the link as far as neither disk explains it.
 """
 
 from collections.abc import Sequence
+from typing import Final
 
 # Laps: what the thread was about.
-INTERPRETER, TURN, LOG, SEND, OWN_DISK, ANSWER, ROUND = range(7)
-LAPS = 7
+INTERPRETER: Final = 0
+TURN: Final = 1
+LOG: Final = 2
+SEND: Final = 3
+OWN_DISK: Final = 4
+ANSWER: Final = 5
+ROUND: Final = 6
+LAPS: Final = 7
 
 # Stages, in the order in which a request meets them.
-RANGE = "range"
-COLD = "log"
-DISK = "own_disk"
-LINK = "link"
-PEER_DISK = "peer_disk"
-FLUSH = "flush"
-PYTHON = "interpreter"
-TOTAL = "total"
+RANGE: Final = "range"
+COLD: Final = "log"
+DISK: Final = "own_disk"
+LINK: Final = "link"
+PEER_DISK: Final = "peer_disk"
+FLUSH: Final = "flush"
+PYTHON: Final = "interpreter"
+TOTAL: Final = "total"
 STAGES = (RANGE, COLD, DISK, LINK, PEER_DISK, FLUSH, PYTHON)
 # Of a request that nobody looked at until it was slow: before it was sent and written, and from then on.
 BEFORE, AFTER = "range_or_log", "disk_or_link"

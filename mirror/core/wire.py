@@ -28,7 +28,7 @@ could be believed before the last byte has come).
 import enum
 import json
 import struct
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import crc32c as checksums
 
@@ -222,19 +222,19 @@ class Flag:
     """Bits of a message's flags. Plain numbers: a test of an `enum.Flag` takes longer than the whole header."""
 
     # Stable on disk before it is answered.
-    FUA = 1
+    FUA: Final = 1
     # A ZERO may leave a hole.
-    MAY_TRIM = 2
+    MAY_TRIM: Final = 2
     # The payload is an LZ4 block of `length` bytes.
-    LZ4 = 8
+    LZ4: Final = 8
     # Sent by a resync, not by a client.
-    RESYNC = 16
+    RESYNC: Final = 16
     # Send RECEIVED when it is in memory (protocol B).
-    ACK_RECEIVED = 32
+    ACK_RECEIVED: Final = 32
     # The only request in flight: look for the next one for `number` microseconds after the answer, before sleeping.
-    SPIN = 64
+    SPIN: Final = 64
     # Say in `number` of the ANSWER how many nanoseconds the disk took; an older release says 0.
-    TIMED = 128
+    TIMED: Final = 128
 
 
 class Header(NamedTuple):

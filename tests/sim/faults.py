@@ -282,7 +282,7 @@ FAULTS = (
     ),
     _fault(
         "a write of a suspect block answered before it is stable",
-        ("mirror.primary:Primary._on_suspects", "change.made_durable() if touched else change", "change"),
+        ("mirror.primary:Primary._on_suspects", "change.flags |= Flag.FUA", "pass"),
         ("mirror.primary:Primary.suspect_locked", "if open_here:", "if False:"),
         events=("flip", "verify", "power"),
     ),

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from mirror import log_sizer
+from mirror.change import Change
 from mirror.core import layout
 from mirror.core.errors import DeviceError, PeerError
 from mirror.core.generation import DAY0, Kind
@@ -16,6 +17,7 @@ from mirror.core.layout import Superblock
 from mirror.core.limits import EXTENT_BYTES, LOG_SLOTS_MIN
 from mirror.core.spin import Spin
 from mirror.core.states import DiskState, Role
+from mirror.core.wire import MessageType
 from mirror.log_sizer import LogSizer
 from mirror.opening import open_replica
 from mirror.primary import Gate, Primary
@@ -246,7 +248,7 @@ def test_a_change_of_the_log_is_put_off_while_a_write_does_not_end(
 ) -> None:
     monkeypatch.setattr(log_sizer, "PAUSE_S", 0.01)
     primary.write(BLOCK, 0, False)
-    ticket, first, last = primary._begin(5 * EXTENT_BYTES, 4096)
+    ticket, first, last = primary._begin(Change(MessageType.WRITE, 0, 5 * EXTENT_BYTES, 4096))
     epoch = primary.replica.superblock.log_epoch
     assert not LogSizer(primary, None, _nothing).change(4 * LOG_SLOTS_MIN)
     assert (primary.replica.superblock.log_epoch, primary.replica.log.used) == (epoch, 2)

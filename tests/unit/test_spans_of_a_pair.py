@@ -1,5 +1,6 @@
 """Spans on two real replicas in this process: every protocol, an old peer, and what is under way now."""
 
+import errno
 import threading
 import time
 from collections.abc import Callable
@@ -8,11 +9,13 @@ from typing import Any
 
 import pytest
 
-from mirror import running
 from mirror.core import stages
+from mirror.core.errors import DeviceError, MirrorError
 from mirror.core.stages import APPLY, DISK, DURABLE_WRITE, FLUSHES, LINK, PEER_DISK, TOTAL, WRITE
 from mirror.core.wire import Flag, MessageType
 from mirror.link import Stream
+from mirror.primary import Gate
+from mirror.running import described
 from mirror.spans import BURST_WRITES
 from nbd_server.volume import Volume
 from tests.pair import PATIENCE_S, pair
@@ -63,9 +66,8 @@ def test_a_peer_that_does_not_say_what_its_disk_took(tmp_path: Path, monkeypatch
         assert found[LINK]["p50_us"] > 1
 
 
-def clients_requests() -> list[dict[str, Any]]:
-    """Of the primary; its peer may just be applying the same one, or comparing."""
-    return [one for one in running.requests(time.perf_counter_ns()) if one["kind"] != APPLY]
+def clients_requests(volume: Volume) -> list[dict[str, Any]]:
+    return described(volume._replica.under_way, time.perf_counter_ns())
 
 
 def seen_while_held(volume: Volume, request: Callable[[], None]) -> list[dict[str, Any]]:
@@ -84,19 +86,19 @@ def seen_while_held(volume: Volume, request: Callable[[], None]) -> list[dict[st
     thread.start()
     try:
         assert held.wait(PATIENCE_S)
-        return clients_requests()
+        return clients_requests(volume)
     finally:
         store.write = really  # type: ignore[method-assign]
         go_on.set()
         thread.join(PATIENCE_S)
 
 
-def test_what_is_under_way_is_read_from_the_threads(tmp_path: Path) -> None:
+def test_what_is_under_way(tmp_path: Path) -> None:
     with pair(tmp_path) as (first, _):
         [found] = seen_while_held(first, lambda: first.write(DATA, 8192, False))
         assert (found["kind"], found["offset"], found["length"]) == (WRITE, 8192, 4096)
         assert 0 <= found["age_s"] < PATIENCE_S
-        assert clients_requests() == []
+        assert clients_requests(first) == []
 
 
 def test_a_write_that_waits_for_another_one(tmp_path: Path) -> None:
@@ -109,8 +111,43 @@ def test_a_write_that_waits_for_another_one(tmp_path: Path) -> None:
             found: list[tuple[str, str]] = []
             while found != [(WRITE, stages.RANGE)]:
                 assert time.monotonic() < deadline_s, found
-                now = running.requests(time.perf_counter_ns())
-                found = [(one["kind"], one["waits_for"]) for one in now]
+                found = [(one["kind"], one["waits_for"]) for one in clients_requests(first)]
         finally:
             first._primary.unlock_range(ticket)
             thread.join(PATIENCE_S)
+
+
+def test_the_peer_tells_what_it_applies(tmp_path: Path) -> None:
+    with pair(tmp_path) as (first, second):
+        store = second._replica.store
+        really, seen = store.write, []
+
+        def write(*arguments: Any) -> None:
+            seen.extend(clients_requests(second))
+            really(*arguments)
+
+        store.write = write  # type: ignore[method-assign]
+        first.write(DATA, 8192, False)
+        assert [(one["kind"], one["offset"], one["waits_for"]) for one in seen] == [(APPLY, 8192, DISK)]
+        assert clients_requests(second) == []
+
+
+@pytest.mark.parametrize("request_name", ["write", "zero", "trim", "flush", "read"])
+@pytest.mark.parametrize("trouble", [Gate.CLOSED, Gate.CUT, "failed"])
+def test_what_is_refused_is_not_under_way(tmp_path: Path, request_name: str, trouble: Gate | str) -> None:
+    with pair(tmp_path) as (first, second):
+        requests: dict[str, Callable[[], None]] = {
+            "write": lambda: first.write(DATA, 0, False),
+            "zero": lambda: first.zero(0, 4096, True, False, False),
+            "trim": lambda: first.trim(0, 4096, False),
+            "flush": first.flush,
+            "read": lambda: first.read_into(memoryview(bytearray(4096)), 0),
+        }
+        if isinstance(trouble, Gate):
+            first._primary.set_gate(trouble)
+        else:
+            second.stop(PATIENCE_S)
+            first._replica.fail(DeviceError("data", "write", errno.EIO, "it burns"))
+        with pytest.raises(MirrorError):
+            requests[request_name]()
+        assert clients_requests(first) == []
