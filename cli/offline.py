@@ -179,6 +179,7 @@ def status(directory: Path, config: Config) -> dict[str, Any]:
         "io": None,
         "latency": None,
         "clients": {},
+        "compiled": None,
         "warnings": [
             *suspects_warning(suspects),
             *_data_warnings(config, directory, known),

@@ -29,6 +29,8 @@ class FlushRounds:
         self._begun = 0
         self._finished = 0
         self._errors: dict[int, MirrorError] = {}
+        # What is known so far of the round that runs.
+        self._failed: MirrorError | None = None
 
     def flush(self, request: Running | None = None) -> None:
         """Make everything answered so far stable on every connected replica; nothing to do is free."""
@@ -57,22 +59,25 @@ class FlushRounds:
                     raise self._errors[mine]
                 return
         # Until it has ended well, whoever shares the round must not take it for done.
-        error: MirrorError | None = PeerError("the flush ended on a bug of ours; the log tells more")
+        self._failed = PeerError("the flush ended on a bug of ours; the log tells more")
         try:
             self._round(request)
-            error = None
-        except MirrorError as caught:
-            error = caught
+            self._failed = None
+        except MirrorError as error:
+            self._failed = error
             self.needed = True
             raise
         finally:
-            with self._changed:
-                self._finished = mine
-                # Whoever shared this round looks at its result before two further rounds can end.
-                self._errors = {number: e for number, e in self._errors.items() if number > mine - 64}
-                if error is not None:
-                    self._errors[mine] = error
-                self._changed.notify_all()
+            self._end_round(mine)
+
+    def _end_round(self, number: int) -> None:
+        """Wake those who shared it; they look at its result before two further rounds can end."""
+        with self._changed:
+            self._finished = number
+            self._errors = {past: error for past, error in self._errors.items() if past > number - 64}
+            if self._failed is not None:
+                self._errors[number] = self._failed
+            self._changed.notify_all()
 
     def _round(self, request: Running | None) -> None:
         span = None if request is None else request.span

@@ -27,11 +27,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import nbd_server
 from mirror.core.errors import OperatorError
 from mirror.runtime import Runtime
 from nbd_server import config as configuration
 from nbd_server import hold, listening
+from nbd_server.compiled import SOURCES, import_root
 from nbd_server.config import Config, Endpoint, TcpEndpoint, is_loopback
 from nbd_server.page_cache import check_no_write_lost
 
@@ -114,10 +114,12 @@ def serve(directory: Path, options: ServeOptions, runtime: Runtime) -> int:
         listener = held.enter_context(listening.listen(endpoint))
         listen = _keep(held, os.dup(listener.fileno()))
         command = [
-            *(nbdkit, "-f", "-t", str(WORKER_THREADS), "python", str(_package_directory() / "plugin.py")),
+            *(nbdkit, "-f", "-t", str(WORKER_THREADS), "python", str(SOURCES / "nbd_server" / "plugin.py")),
             *(f"dir={directory}", f"primary={options.primary:d}", f"insecure={options.insecure:d}"),
             f"shared={config.shared:d}",
         ]
+        if import_root() == SOURCES:
+            log.info("runs the sources as they are, which takes longer; `make setup` compiles them")
         descriptors = {CHILD_LISTEN: listen, CHILD_LOCK: lock, CHILD_DATA: data}
         return supervisor.run(endpoint.uri(config.name), command, descriptors)
 
@@ -409,13 +411,9 @@ def _numbers(text: str) -> tuple[int, ...]:
     return ()
 
 
-def _package_directory() -> Path:
-    return Path(nbd_server.__file__).resolve().parent
-
-
 def _environment() -> dict[str, str]:
     """nbdkit embeds the same Python as ours; it must see the same packages, and no others."""
-    paths = dict.fromkeys([str(_package_directory().parent), *site.getsitepackages()])
+    paths = dict.fromkeys([str(import_root()), *site.getsitepackages()])
     own = {
         "LISTEN_FDS": "1",
         PARENT_FD_VARIABLE: str(CHILD_CHANNEL),

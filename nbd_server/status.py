@@ -11,6 +11,7 @@ from mirror.core.wire import words
 from mirror.peer import Peer
 from mirror.primary import Primary
 from mirror.replica import Replica
+from nbd_server import compiled
 from nbd_server.config import Config
 
 SYNCING = (ConnectionState.SYNC_SOURCE, ConnectionState.SYNC_TARGET)
@@ -63,6 +64,7 @@ def of_server(
         "io": primary.trace.counters(),
         "latency": primary.trace.latency(),
         "clients": clients,
+        "compiled": compiled.is_running(),
         "warnings": [
             *notes,
             *suspects_warning(suspects),

@@ -2,7 +2,8 @@
 # Installs what is missing, and is done in a blink when nothing is:
 #   1. Debian packages, through apt;
 #   2. nbdkit 1.42 or newer: the distribution's, else built into a cache outside the clone (build-nbdkit.sh);
-#   3. .venv, made from the system's Python (nbdkit embeds that one) with the pinned requirements.
+#   3. .venv, made from the system's Python (nbdkit embeds that one) with the pinned requirements;
+#   4. in it, a compiled copy of what a request passes (compile.py).
 # Usage: setup/install.sh [--test]     --test adds what the tests, the bench and the linters need.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -179,3 +180,4 @@ if [ "${1:-}" ] && [ "$(venv_key requirements-dev.txt)" != "$(cat .venv/made-fro
     pip_install -r requirements-dev.txt
     venv_key requirements-dev.txt >.venv/made-from-dev
 fi
+.venv/bin/python setup/compile.py || fail "what a request passes could not be compiled, see above."

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from nbd_server.compiled import SOURCES
 from nbd_server.serve import NBDKIT_VARIABLE, find_nbdkit
 from tests.crash.points import POINTS
 from tests.integration.cluster import NBDMIRROR, Replica
@@ -17,9 +18,12 @@ _numbers = itertools.count()
 
 
 def nbdkit_with_loader(directory: Path) -> Path:
-    """A program that is nbdkit with the loader; its parent `serve` must live on, or be killed by it, and gets none."""
+    """A program that is nbdkit with the loader; its parent `serve` must live on, or be killed by it, and gets none.
+
+    It runs the sources: functions of the compiled copy can't be wrapped.
+    """
     program = directory / "nbdkit"
-    program.write_text(f'#!/bin/sh\nPYTHONPATH="{LOADER}:$PYTHONPATH" exec {find_nbdkit()} "$@"\n')
+    program.write_text(f'#!/bin/sh\nPYTHONPATH="{LOADER}:{SOURCES}:$PYTHONPATH" exec {find_nbdkit()} "$@"\n')
     program.chmod(0o700)
     return program
 

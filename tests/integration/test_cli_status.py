@@ -33,6 +33,7 @@ KEYS: dict[str, Any] = {
     "activity_log": dict,
     "io": (dict, type(None)),
     "latency": (dict, type(None)),
+    "compiled": (bool, type(None)),
     "warnings": list,
 }
 
