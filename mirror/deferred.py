@@ -200,14 +200,15 @@ class Deferred:
         """The peer has it in memory: let the reaper wait for the rest. False when the session ended meanwhile."""
         primary = self.primary
         with self._books:
-            attached = primary.session is session and self._poller is not None
-            if attached:
+            poller = self._poller if primary.session is session else None
+            if poller is not None:
                 primary.flushes.needed = True
                 self._by_stream[stream] = self._register(session, ticket, change, b"", False, 0)
-                self._poller.add(stream)  # type: ignore[union-attr]
-        if not attached:
+                poller.add(stream)
+        if poller is None:
             primary.settle(session, change.offset, change.length, False, None)
-        return attached
+            return False
+        return True
 
     def _reap(self, session: Session, poller: Poller) -> None:
         """Body of the reaper thread: the later word on changes that were sent and are answered."""

@@ -20,7 +20,9 @@ class Trace:
         self.spans = Spans()
         self._recent_writes: deque[int] = deque(maxlen=RECENT_WRITES)
 
-    start = staticmethod(time.perf_counter_ns)
+    @staticmethod
+    def start() -> int:
+        return time.perf_counter_ns()
 
     def write(self, started_ns: int, length: int, offset: int, durable: bool, span: Span | None, begun_ns: int) -> None:
         """A write is answered; `begun_ns`: it had its turn and its extents in the log."""

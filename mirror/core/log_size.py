@@ -46,7 +46,7 @@ GOAL_SLACK = 1.25
 # The sample's list is searched from end to end, which takes 1 us where it is full: a write may pay for a tenth of that.
 _LIST_MAX = 256
 # Up to so many extents of a volume one in so many is sampled: fewer where the list reaches past the largest log.
-_EVERY = ((256, 4), (4096, 16), (math.inf, 64))
+_EVERY: tuple[tuple[float, int], ...] = ((256, 4), (4096, 16), (math.inf, 64))
 
 
 class ReuseCurve:
