@@ -92,6 +92,9 @@ class Runbook:
             self.truth.replaced(self.truth.held[machine.name])
 
     def _is_sound(self, machine: Machine) -> bool:
+        if machine.volume is not None and machine.volume._replica.failed:
+            # A disk that failed twice may not have taken the record of it: status tells.
+            return False
         known = machine.superblock()
         return known is not None and known.disk in SOUND
 
