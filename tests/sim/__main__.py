@@ -6,14 +6,19 @@ import json
 import os
 import sys
 import time
+import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from typing import NamedTuple
 
 import click
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from tests.sim import stand_ins  # isort: skip  comes before the product
+
+from nbd_server import compiled as compiled_copy
 from tests.sim.faults import FAULTS, Fault, planted
 from tests.sim.life import Life, Result
 from tests.sim.plan import Plan, draw_plan
@@ -24,8 +29,40 @@ BATCH = 20
 # Lives in which each planted fault must be found.
 FAULT_LIVES_MAX = 4000
 HOURS = click.FloatRange(min=0, min_open=True)
+assert stand_ins.OS
 # How a violation is told to the parent process: seed, invariant, message.
 Failure = tuple[int, str, str]
+
+
+class Told(NamedTuple):
+    """What a worker's lives came to; `timelines` is a sum of checksums, so their order does not matter."""
+
+    lives: int
+    steps: int
+    timelines: int
+    compiled: list[str]
+    failures: list[Failure]
+
+
+def _begin_anew(_context: click.Context, _parameter: click.Parameter, wanted: bool) -> None:
+    """Where the sources run and the compiled copy is wanted: the process begins anew, with that first on its path."""
+    if wanted and not compiled_copy.is_running():
+        if compiled_copy.import_root() != compiled_copy.COPY:
+            raise click.UsageError("the compiled copy is absent or not of these sources: `make setup` makes it anew")
+        path = os.pathsep.join(map(str, (compiled_copy.COPY, compiled_copy.SOURCES)))
+        # -P: not the working directory, which would come first.
+        again = [sys.executable, "-P", "-m", "tests.sim", *sys.argv[1:]]
+        os.execve(sys.executable, again, {**os.environ, "PYTHONPATH": path})
+
+
+may_be_compiled = click.option(
+    "--compiled",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_begin_anew,
+    help="Run what `make setup` compiled, in place of the sources.",
+)
 
 
 @click.group()
@@ -39,8 +76,11 @@ def main() -> None:
 @click.option("--protocols", default="CCCCCCBBAA", show_default=True)
 @click.option("--fault", "fault_name", default="", help="Plant this fault.")
 @click.option("--no-shrink", is_flag=True, help="Show the whole life.")
+@may_be_compiled
 def one(seed: int, events: str, protocols: str, fault_name: str, no_shrink: bool) -> None:
     """Replay one life and print its timeline."""
+    if fault_name and compiled_copy.is_running():
+        raise click.UsageError("a fault is planted in a function's source: compiled ones have none")
     fault = next((fault for fault in FAULTS if fault.name == fault_name), None)
     if fault_name and fault is None:
         raise click.UsageError(f"no fault {fault_name!r}; there are: {', '.join(fault.name for fault in FAULTS)}")
@@ -84,6 +124,7 @@ def _show(result: Result) -> None:
 @click.option("--first", default=0, show_default=True, help="The first seed.")
 @click.option("--events", default="", help="Events that these lives shall have more of, with commas.")
 @click.option("--json", "as_json", is_flag=True, help="For machines.")
+@may_be_compiled
 def lives(count: int, first: int, events: str, as_json: bool) -> None:
     """Run this many lives on all cores."""
     sys.exit(_run_many(range(first, first + count), None, as_json, wanted=_names(events)))
@@ -91,6 +132,7 @@ def lives(count: int, first: int, events: str, as_json: bool) -> None:
 
 @main.command()
 @click.option("--hours", type=HOURS, default=1.0, show_default=True, help="How long.")
+@may_be_compiled
 def soak(hours: float) -> None:
     """Go on with ever new seeds on all cores."""
     first = int(time.time()) * 1000
@@ -107,16 +149,23 @@ def _names(events: str) -> tuple[str, ...]:
     return tuple(filter(None, events.split(",")))
 
 
-def _batch(seeds: list[int], wanted: tuple[str, ...]) -> tuple[int, int, list[Failure]]:
-    """Run these in a worker: lives, steps and failures."""
+def _batch(seeds: list[int], wanted: tuple[str, ...]) -> Told:
+    """Run these in a worker."""
     failures: list[Failure] = []
-    steps = 0
+    steps = timelines = 0
     for seed in seeds:
         result = Life(draw_plan(seed, wanted)).run()
         steps += result.steps
+        timelines += zlib.crc32("\n".join(result.timeline).encode())
         failures += [(seed, invariant, message) for invariant, message in result.violations[:1]]
     gc.collect()
-    return len(seeds), steps, failures
+    return Told(len(seeds), steps, timelines, _compiled_modules(), failures)
+
+
+def _compiled_modules() -> list[str]:
+    """What this process runs of the product that is not Python's bytecode."""
+    modules = [(name, str(module.__file__)) for name, module in sys.modules.items() if name.startswith("mirror.")]
+    return sorted(name for name, file in modules if not file.endswith(".py"))
 
 
 def _run_many(
@@ -124,7 +173,8 @@ def _run_many(
 ) -> int:
     started_s = time.monotonic()
     iterator = iter(seeds)
-    done = steps = 0
+    done = steps = timelines = 0
+    compiled: list[str] = []
     failures: list[Failure] = []
     console = Console(stderr=True)
     total = len(seeds) if isinstance(seeds, range) else total_s
@@ -134,7 +184,7 @@ def _run_many(
         ProcessPoolExecutor(os.cpu_count()) as pool,
     ):
         task = progress.add_task("lives", total=total)
-        running: set[Future[tuple[int, int, list[Failure]]]] = set()
+        running: set[Future[Told]] = set()
         more = True
         while more or running:
             while more and len(running) < 2 * (os.cpu_count() or 1):
@@ -144,9 +194,10 @@ def _run_many(
                     running.add(pool.submit(_batch, batch, wanted))
             finished, running = wait(running, return_when=FIRST_COMPLETED) if running else (set(), set())
             for future in finished:
-                count, taken, found = future.result()
-                done, steps = done + count, steps + taken
-                failures += found
+                told = future.result()
+                done, steps, timelines = done + told.lives, steps + told.steps, timelines + told.timelines
+                compiled = told.compiled
+                failures += told.failures
             passed_s = time.monotonic() - started_s
             progress.update(
                 task,
@@ -158,9 +209,8 @@ def _run_many(
     if as_json:
         keys = ("seed", "invariant", "message")
         found_as_json = [dict(zip(keys, failure, strict=True)) for failure in failures]
-        click.echo(
-            json.dumps({"lives": done, "seconds": round(passed_s, 1), "steps": steps, "failures": found_as_json})
-        )
+        lives_as_json = {"lives": done, "steps": steps, "timelines": timelines, "failures": found_as_json}
+        click.echo(json.dumps({**lives_as_json, "seconds": round(passed_s, 1), "compiled": compiled}))
     else:
         click.echo(f"{done} lives in {passed_s:.0f} s, {done / passed_s * 60:.0f} a minute, {len(failures)} failed")
     if not done:
@@ -170,7 +220,8 @@ def _run_many(
         for invariant, number in Counter(invariant for _, invariant, _ in failures).items():
             click.echo(f"{number} broke {invariant}", err=True)
         seed = failures[0][0]
-        again = f"make sim SEED={seed}" if not wanted else f"python -m tests.sim one {seed} --events {','.join(wanted)}"
+        options = f" --events {','.join(wanted)}" * bool(wanted) + " --compiled" * bool(compiled)
+        again = f"python -m tests.sim one {seed}{options}" if options else f"make sim SEED={seed}"
         click.echo(f"the first one, shrunk (again: {again}):\n", err=True)
         result = _live(draw_plan(seed, wanted), no_shrink=False)
         if not as_json:

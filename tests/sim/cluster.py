@@ -1,16 +1,14 @@
 """Machines that run the production volume on the simulated runtime, disks and network."""
 
 import logging
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from tests.sim import small  # isort: skip  the limits come before the product
+from tests.sim import stand_ins  # isort: skip  comes before the product
 
 import mirror.core.log_size
-import mirror.link
 import mirror.log_sizer
 import mirror.session
 import mirror.store.data_file
@@ -29,7 +27,6 @@ from tests.sim.network import Links, SelectModule, SocketModule, TimeModule
 from tests.sim.plan import NAMES, Plan
 from tests.sim.scheduler import Process, Runtime, Scheduler
 
-assert small.SMALL
 # Fewer heartbeats make a second of virtual time cheaper, and change nothing that is tested.
 HEARTBEATS_PER_TIMEOUT = 4
 # A life is short, and the size of a log is to change in it.
@@ -63,13 +60,12 @@ class World:
 
     def install(self) -> None:
         """Put the simulated parts where the product looks for the real ones."""
-        mirror.link.socket = SocketModule(self.links)  # type: ignore[assignment]
-        mirror.link.select = SelectModule(self.links)  # type: ignore[assignment]
-        mirror.link.time = TimeModule(self.links)  # type: ignore[assignment]
-        for name, module in list(sys.modules.items()):
-            if (name + ".").startswith("mirror.store.") and hasattr(module, "os"):
-                module.os = self.os  # type: ignore[attr-defined]
-        mirror.store.data_file._fallocate = self.os.fallocate
+        stand_ins.SOCKET.target = SocketModule(self.links)
+        stand_ins.SELECT.target = SelectModule(self.links)
+        stand_ins.TIME.target = TimeModule(self.links)
+        stand_ins.OS.target = self.os
+        # These are variables also where the product is compiled; its functions are called without a look at them.
+        mirror.store.data_file._libc_fallocate = self.os.fallocate  # type: ignore[assignment]
         mirror.session.HEARTBEATS_PER_TIMEOUT = HEARTBEATS_PER_TIMEOUT
         mirror.log_sizer.LOOK_INTERVAL_S = LOG_LOOK_INTERVAL_S
         mirror.core.log_size.USES_MIN = 5

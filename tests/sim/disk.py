@@ -10,7 +10,6 @@ import os as real_os
 import stat
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 from tests.sim.scheduler import Process, Scheduler
@@ -163,7 +162,7 @@ class Disk:
 
 
 class OsModule:
-    """In place of `os` in mirror.store: positioned system calls on simulated files, all else from the real one."""
+    """In place of `os` in mirror: positioned system calls on simulated files, all else from the real one."""
 
     def __init__(self, scheduler: Scheduler, disk_of: Callable[[str], Disk]) -> None:
         self._scheduler = scheduler
@@ -218,10 +217,9 @@ class OsModule:
             if description.process is process:
                 self.close(descriptor)
 
-    def fstat(self, descriptor: int) -> Any:
-        return SimpleNamespace(
-            st_mode=stat.S_IFREG | 0o600, st_size=self._described(descriptor).file.size_bytes, st_rdev=0
-        )
+    def fstat(self, descriptor: int) -> real_os.stat_result:
+        size_bytes = self._described(descriptor).file.size_bytes
+        return real_os.stat_result((stat.S_IFREG | 0o600, 0, 0, 1, 0, 0, size_bytes, 0, 0, 0))
 
     # Reading
 
@@ -326,7 +324,7 @@ class OsModule:
     # Holes
 
     def fallocate(self, descriptor: int, mode: int, offset: int, length: int) -> None:
-        """In place of mirror.store.data_file._fallocate."""
+        """In place of libc's, as mirror.store.data_file calls it; raises what it would tell in errno."""
         file = self._described(descriptor).file
         disk = file.disk
         disk.take("zero", 0.00005)

@@ -381,7 +381,7 @@ class Poll:
 
 
 class SocketModule:
-    """In place of `socket` in mirror.link."""
+    """In place of `socket` in mirror."""
 
     AF_INET, AF_INET6, SOCK_STREAM = real_socket.AF_INET, real_socket.AF_INET6, real_socket.SOCK_STREAM
     SOL_SOCKET, SO_REUSEADDR, SO_SNDBUF, SO_RCVBUF = 1, 2, 7, 8
@@ -431,7 +431,7 @@ class SocketModule:
 
 
 class TimeModule:
-    """In place of `time` in mirror.link."""
+    """In place of `time` in mirror."""
 
     def __init__(self, links: Links) -> None:
         self._scheduler = links.scheduler
@@ -441,7 +441,7 @@ class TimeModule:
 
 
 class SelectModule:
-    """In place of `select` in mirror.link."""
+    """In place of `select` in mirror."""
 
     EPOLLIN = EPOLLIN
     POLLIN = EPOLLIN

@@ -5,6 +5,7 @@ imported. A life that fails is shrunk and printed with its timeline; `make sim S
 """
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,13 +13,15 @@ from typing import Any
 
 import pytest
 
+from nbd_server import compiled
+
 ROOT = Path(__file__).resolve().parent.parent.parent
 
 
-def simulate(*arguments: str, timeout_s: float) -> subprocess.CompletedProcess[str]:
+def simulate(*arguments: str, timeout_s: float, directory: Path = ROOT) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "tests.sim", *arguments],
-        cwd=ROOT,
+        cwd=directory,
         capture_output=True,
         text=True,
         timeout=timeout_s,
@@ -26,20 +29,47 @@ def simulate(*arguments: str, timeout_s: float) -> subprocess.CompletedProcess[s
     )
 
 
-def run_lives(count: int, first: int, timeout_s: float) -> dict[str, Any]:
-    run = simulate("lives", "--count", str(count), "--first", str(first), "--json", timeout_s=timeout_s)
+def run_lives(count: int, first: int, timeout_s: float, *options: str) -> dict[str, Any]:
+    run = simulate("lives", "--count", str(count), "--first", str(first), "--json", *options, timeout_s=timeout_s)
     assert run.returncode == 0, f"{run.stdout}\n{run.stderr}"
     told: dict[str, Any] = json.loads(run.stdout)
     return told
 
 
 @pytest.mark.timeout(400)
-def test_a_thousand_lives() -> None:
-    told = run_lives(1000, first=0, timeout_s=390)
-    assert told["lives"] == 1000
+def test_seven_hundred_lives() -> None:
+    told = run_lives(700, first=300, timeout_s=390)
+    assert told["lives"] == 700
     assert told["failures"] == []
     # Not lives in which nothing happens.
     assert told["steps"] > 1000 * told["lives"]
+
+
+@pytest.mark.timeout(400)
+def test_three_hundred_lives_of_the_sources_and_of_what_was_compiled_from_them() -> None:
+    of_sources = run_lives(300, 0, 190)
+    of_compiled = run_lives(300, 0, 190, "--compiled")
+    assert of_sources["compiled"] == []
+    libraries = [path.relative_to(compiled.COPY) for path in compiled.COPY.glob("mirror/**/*.so")]
+    assert of_compiled["compiled"] == sorted(
+        ".".join((*path.parts[:-1], path.name.split(".")[0])) for path in libraries
+    )
+    assert len(libraries) >= 20
+    # Step by step the same.
+    for what in ("lives", "steps", "timelines", "failures"):
+        assert of_compiled[what] == of_sources[what]
+    assert of_compiled["failures"] == []
+
+
+def test_without_a_compiled_copy_of_the_sources_none_is_run(tmp_path: Path) -> None:
+    """A clone that was not set up: its sources, and the virtual environment of another one."""
+    for package in ("cli", "mirror", "nbd_server", "tests"):
+        shutil.copytree(ROOT / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__"))
+    with open(tmp_path / "mirror" / "primary.py", "a") as changed:
+        changed.write("# changed\n")
+    run = simulate("lives", "--count", "1", "--compiled", timeout_s=50, directory=tmp_path)
+    assert run.returncode == 2, run
+    assert "not of these sources" in run.stderr
 
 
 @pytest.mark.parametrize(
@@ -61,7 +91,8 @@ def test_no_life_is_no_success(words: tuple[str, ...], code: int) -> None:
 @pytest.mark.long
 @pytest.mark.timeout(7200)
 def test_twenty_thousand_lives() -> None:
-    assert run_lives(20_000, first=1000, timeout_s=7100)["failures"] == []
+    # Compiled: the same lives, and one thing more that may fail.
+    assert run_lives(20_000, 1000, 7100, "--compiled")["failures"] == []
 
 
 @pytest.mark.timeout(600)
