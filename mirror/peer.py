@@ -105,6 +105,7 @@ class Peer:
         self._wanted = True
         self._refused = False
         self._closing = False
+        self._leaving = False
         self._redial_now = False
         self._receivers: list[Receiver] = []
         self._threads: list[Thread] = []
@@ -120,8 +121,13 @@ class Peer:
         self._listener = Listener(self._runtime, self.settings.listen, self._on_stream, self._on_stranger)
         self._manager = self._runtime.spawn("peer", self._manage)
 
+    def begin_stop(self) -> None:
+        """No session begins any more; the present one goes on, so that goodbye can be said in it."""
+        self._leaving = True
+
     def stop(self) -> None:
         """End the session and every thread."""
+        self.begin_stop()
         with self.changed:
             self._closing = True
             self.changed.notify_all()
@@ -230,10 +236,10 @@ class Peer:
 
     def _stops(self) -> bool:
         """As it is now: another thread may have said so since the last look."""
-        return self._closing
+        return self._leaving
 
     def _may_dial(self) -> bool:
-        return self.session is None and self._wanted and not self._refused and not self._closing
+        return self.session is None and self._wanted and not self._refused and not self._leaving
 
     def _clean_up(self) -> None:
         """The session ended: wait for whatever still works for it, then forget it."""
@@ -280,7 +286,7 @@ class Peer:
         # Only now: reaching a peer that is gone may take seconds, and role changes wait for this lock.
         with self._handshake:
             self.attempts += 1
-            if self.session is not None or self._closing or not self._wanted:
+            if self.session is not None or self._leaving or not self._wanted:
                 # Reaching the peer took its time: since then it came by itself, or the operator said disconnect.
                 stream.close()
                 return True

@@ -690,6 +690,8 @@ class Volume:
         primary.set_gate(Gate.CUT)
         self._cut_connections()
         if self._peer is not None:
+            # Or a peer that heard goodbye would be back before this side has ended.
+            self._peer.begin_stop()
             session = self._peer.session
             if session is not None and not session.ended and drained:
                 self._say_goodbye(session, was_primary)
