@@ -4,6 +4,7 @@ A write may not begin before its extents are in the durable log (invariant log-b
 arrive while one record is being written share the next one. The thread that finds no writer at work becomes the
 writer; nobody waits for a thread of its own. An extent leaves the log only after a stabilisation: a flush on both
 replicas while connected, its dirty bits made durable otherwise; neither needs a slot (invariant log-never-deadlocks).
+It begins before the last slot is gone, beside the records that go on meanwhile; who finds none left waits for it.
 """
 
 from collections.abc import Callable
@@ -14,11 +15,16 @@ from mirror.replica import Replica
 
 
 class LogWriter:
-    """`stabilise` makes all finished writes stable on both replicas, or their dirty bits durable."""
+    """`stabilise` makes all finished writes stable on both replicas, or their dirty bits durable.
 
-    def __init__(self, replica: Replica, stabilise: Callable[[], None]) -> None:
+    `stabilise_beside`, called with the books held, begins the same in a thread, which calls `room_made` in the end.
+    """
+
+    def __init__(self, replica: Replica, stabilise: Callable[[], None], stabilise_beside: Callable[[], None]) -> None:
         self._replica = replica
         self._stabilise = stabilise
+        self._stabilise_beside = stabilise_beside
+        self._making_room = False
         self._waiting: list[tuple[int, int]] = []
         self._granted: list[tuple[int, int]] = []
         self._writing = False
@@ -52,6 +58,9 @@ class LogWriter:
         try:
             transaction = replica.log.plan(list(self._waiting))
             if transaction is NEED_STABLE:
+                if self._making_room:
+                    replica.changed.wait()
+                    return
                 if not replica.log.victims_waiting():
                     # Running writes hold every slot: the next one that ends makes room.
                     self.waits_for_release = True
@@ -83,6 +92,14 @@ class LogWriter:
             for granted in transaction.granted:
                 self._waiting.remove(granted)
                 self._granted.append(granted)
+            if not self._making_room and replica.log.runs_short and replica.log.victims_waiting():
+                self._making_room = True
+                self._stabilise_beside()
         finally:
             self._writing = False
             replica.changed.notify_all()
+
+    def room_made(self) -> None:
+        """What `stabilise_beside` began is over, well or not; called with the books held."""
+        self._making_room = False
+        self._replica.changed.notify_all()

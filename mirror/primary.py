@@ -77,7 +77,7 @@ class Primary:
         self._alone_lock = replica.runtime.lock()
         self._fail_lock = replica.runtime.lock()
         self.flushes = FlushRounds(self)
-        self._log_writer = LogWriter(replica, self._stabilise)
+        self._log_writer = LogWriter(replica, self._stabilise, self._stabilise_beside)
         # From so many requests on their way they share messages.
         self.crowd = CROWD
         self._crowded = False
@@ -633,6 +633,23 @@ class Primary:
         self.replica.persist_extents(victims)
         with self._books:
             self.replica.log.stable_through(number)
+
+    def _stabilise_beside(self) -> None:
+        """The same in a thread of its own; called with the books held, by a request that runs."""
+        self._active += 1
+        self.replica.runtime.spawn("make-room", self._make_room)
+
+    def _make_room(self) -> None:
+        """Body of that thread: a request, so that no role changes and no log begins anew meanwhile."""
+        try:
+            self._stabilise()
+        except MirrorError as error:
+            # Whoever needs room tries it himself, and is told.
+            log.debug("no room was made ahead in the log: %s", error)
+        finally:
+            with self._books:
+                self._log_writer.room_made()
+            self._leave()
 
     def wait_applied(self) -> None:
         """Under A and B: until the peer has applied every write answered so far, or the session ended."""

@@ -288,7 +288,7 @@ def test_a_bit_is_durable_before_the_record_that_evicts_its_extent(
     replica = type(
         "R", (), {"books": books, "changed": changed, "log": activity_log, "unproven": unproven, "store": store}
     )()
-    writer = LogWriter(replica, lambda: None)
+    writer = LogWriter(replica, lambda: None, lambda: None)
     wrote, written = store.write_log_record, list[str]()
     held: set[int] = set()
 
