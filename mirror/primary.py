@@ -24,7 +24,7 @@ from mirror.core.limits import BLOCK_BYTES, PIECE_BYTES_MAX, READ_ERRORS_MAX
 from mirror.core.range_lock import RangeLock, Ticket
 from mirror.core.spin import Spin
 from mirror.core.stages import ANSWER, LOG, TURN
-from mirror.core.states import DiskState, Role
+from mirror.core.states import DiskState
 from mirror.core.wire import Flag, MessageType, crc32c
 from mirror.deferred import Deferred
 from mirror.flush import FlushRounds
@@ -715,19 +715,14 @@ class Primary:
         with self._alone_lock:
             if self.session is not session:
                 raise LinkLost(session.reason)
-            primary = self.replica.role is Role.PRIMARY
-            self.replica.update(
+            self.replica.define_contents(
                 base=0,
                 peer_disk=DiskState.UP_TO_DATE,
                 redundancy_lost_at=0.0,
                 # Also where a resync of before has ended on the target's side only.
                 suspect_parts=(),
-                primary=primary,
-                boot_id=self.replica.runtime.boot_id(),
                 **changes,
             )
-            self.replica.crashed_primary = False
-            self.replica.kept_memory = True
             self.peer_reads_ok = True
 
     def join(self) -> None:

@@ -104,13 +104,17 @@ class Replica:
         return dataclasses.replace(superblock, sequence=self._sequence)
 
     def define_contents(self, **changes: object) -> None:
-        """The source of a resync has nothing to remember any more: its target is durably Inconsistent (duty g9).
+        """What both replicas hold is what this one holds: that it crashed as primary, or forgot, is over (duty g9).
 
+        So it is for both once they are in step, and for the source of a resync once its target is durably Inconsistent.
         Not only at the end: the target is UpToDate first, and may become primary, and then answers writes that a power
-        cut takes from it. This replica must not count as one that forgot them, only because its own last record of the
-        resync was never written. Raises DeviceError.
+        cut takes from it, or that it has queued. This replica must not count as one that forgot them, nor as the
+        primary that answered them, only because its own last record of the resync was never written.
+        Raises DeviceError.
         """
-        self.update(boot_id=self.runtime.boot_id(), **changes)
+        primary = self.role is Role.PRIMARY
+        self.update(primary=primary, boot_id=self.runtime.boot_id(), **changes)
+        self.crashed_primary = False
         self.kept_memory = True
 
     def move_on(self, peer_disk: DiskState, current: int = 0) -> None:

@@ -9,6 +9,7 @@ import pytest
 
 from cli import offline
 from mirror import handshake
+from mirror.core import layout
 from mirror.core.dirty_map import DirtyMap
 from mirror.core.errors import LinkLost, MirrorError, ProtocolError
 from mirror.core.generation import Action, Kind, Outcome, Standing
@@ -401,28 +402,36 @@ def test_a_source_is_stable_before_its_target_gives_up_what_only_it_may_remember
         assert done.index("source flushed") < done.index("target Inconsistent")
 
 
-def test_a_source_that_forgot_is_believed_again_before_its_target_may_answer_for_both(
+def test_what_is_held_against_a_source_is_forgotten_before_its_target_may_answer_for_both(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The last record of the source is late: a target promoted before it, and then without power, must not win."""
+    """The last record of the source is late. A target that is promoted before it, and loses its power, must not win as
+    the one that forgot nothing; one that is killed must not lose to the one that crashed as primary earlier."""
     with pair(tmp_path) as (first, second):
         source, target = first._replica, second._replica
         first.write(memoryview(b"!" * 4096), 0, False)
-        done: list[tuple[DiskState, bool, bool]] = []
-        update = target.update
+        first.demote(False)
+        done: list[tuple[DiskState, tuple[bool, bool], tuple[bool, bool]]] = []
+        write = target.store.write_superblock
 
-        def noted_update(**changes: Any) -> None:
-            update(**changes)
-            if isinstance(disk := changes.get("disk"), DiskState):
-                durable = source.superblock.boot_id != FORGOTTEN
-                done.append((disk, durable, peer_of(first).standing().kept_memory))
+        def noted_write(encoded: bytes) -> None:
+            write(encoded)
+            disk, known, said = layout.decode_superblock(encoded).disk, source.superblock, peer_of(first).standing()
+            if not done or disk is not done[-1][0]:
+                durable = known.boot_id == FORGOTTEN, known.primary
+                done.append((disk, durable, (not said.kept_memory, said.crashed_primary)))
 
-        monkeypatch.setattr(target, "update", noted_update)
-        source.update(boot_id=FORGOTTEN)
-        source.kept_memory = False
+        source.update(boot_id=FORGOTTEN, primary=True)
+        source.kept_memory, source.crashed_primary = False, True
+        target.update(disk=DiskState.OUTDATED)
+        monkeypatch.setattr(target.store, "write_superblock", noted_write)
         session = session_of(first)
         session.end("a cut, for the test")
         wait_ended(first, session)
         wait_in_step(first)
         wait_in_step(second)
-        assert done == [(DiskState.INCONSISTENT, False, False), (DiskState.UP_TO_DATE, True, True)]
+        held_against, nothing = (True, True), (False, False)
+        assert done == [
+            (DiskState.INCONSISTENT, held_against, held_against),
+            (DiskState.UP_TO_DATE, nothing, nothing),
+        ]
