@@ -103,6 +103,16 @@ class Replica:
         self._sequence += 1
         return dataclasses.replace(superblock, sequence=self._sequence)
 
+    def take_role(self, role: Role, **changes: object) -> None:
+        """Primary or secondary from now on, also after a crash. Raises DeviceError, and nothing has changed then.
+
+        One step, on disk and in memory: else a resync that ends meanwhile could write the former role over the new one.
+        """
+        with self._superblock_lock:
+            primary = role is Role.PRIMARY or self.crashed_primary
+            self._write(dataclasses.replace(self.superblock, primary=primary, **changes))  # type: ignore[arg-type]
+            self.role = role
+
     def define_contents(self, **changes: object) -> None:
         """What both replicas hold is what this one holds: that it crashed as primary, or forgot, is over (duty g9).
 
@@ -112,10 +122,13 @@ class Replica:
         primary that answered them, only because its own last record of the resync was never written.
         Raises DeviceError.
         """
-        primary = self.role is Role.PRIMARY
-        self.update(primary=primary, boot_id=self.runtime.boot_id(), **changes)
-        self.crashed_primary = False
-        self.kept_memory = True
+        with self._superblock_lock:
+            primary = self.role is Role.PRIMARY
+            self._write(
+                dataclasses.replace(self.superblock, primary=primary, boot_id=self.runtime.boot_id(), **changes)  # type: ignore[arg-type]
+            )
+            self.crashed_primary = False
+            self.kept_memory = True
 
     def move_on(self, peer_disk: DiskState, current: int = 0) -> None:
         """Begin a history of our own, durably (invariant record-before-ack-alone)."""

@@ -22,7 +22,19 @@ from mirror.handshake import Plan, Refusal, decode_standing, encode_standing, pa
 from mirror.replica import FORGOTTEN
 from mirror.runtime import Runtime
 from nbd_server.volume import StartOptions, Volume
-from tests.pair import SIZE_BYTES, create, free_port, pair, peer_of, serve, session_of, stop, wait_ended, wait_in_step
+from tests.pair import (
+    PATIENCE_S,
+    SIZE_BYTES,
+    create,
+    free_port,
+    pair,
+    peer_of,
+    serve,
+    session_of,
+    stop,
+    wait_ended,
+    wait_in_step,
+)
 
 STANDING = Standing(
     replica_id=bytes(range(16)),
@@ -435,3 +447,35 @@ def test_what_is_held_against_a_source_is_forgotten_before_its_target_may_answer
             (DiskState.INCONSISTENT, held_against, held_against),
             (DiskState.UP_TO_DATE, nothing, nothing),
         ]
+
+
+@pytest.mark.parametrize("move", ["promote", "demote"])
+def test_a_role_that_changes_as_the_end_of_a_resync_is_recorded_stays_recorded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, move: str
+) -> None:
+    """Whichever of the two records of the source comes last, it names the role that the source has."""
+    with pair(tmp_path) as (first, second):
+        source, target = first._replica, second._replica
+        if move == "promote":
+            first.demote(False)
+        recording, changed = threading.Event(), threading.Event()
+        boot_id = source.runtime.boot_id
+
+        def slow_boot_id() -> bytes:
+            if target.disk_state(connected=True) is DiskState.UP_TO_DATE:
+                recording.set()
+                changed.wait(0.5)
+            return boot_id()
+
+        monkeypatch.setattr(source.runtime, "boot_id", slow_boot_id)
+        session = session_of(first)
+        target.update(disk=DiskState.OUTDATED)
+        session.end("a cut, for the test")
+        wait_ended(first, session)
+        assert recording.wait(PATIENCE_S)
+        (first.promote if move == "promote" else first.demote)(False)
+        changed.set()
+        wait_in_step(first)
+        assert source.role is (Role.PRIMARY if move == "promote" else Role.SECONDARY)
+        assert source.superblock.primary is (source.role is Role.PRIMARY)
+        assert not source.crashed_primary
