@@ -652,8 +652,9 @@ class Volume:
             self._lease.leave(client, connection)
             raise
 
-    def leave(self, client: str, connection: object) -> None:
-        self._lease.leave(client, connection)
+    def leave(self, client: str, connection: object) -> bool:
+        """A client's connection is gone, and its requests have ended. True when it was the last of all."""
+        return self._lease.leave(client, connection)
 
     def _check_primary(self) -> None:
         if self._replica.role is Role.PRIMARY and not self._stopping:
