@@ -39,6 +39,9 @@ log = logging.getLogger(__name__)
 # From so many requests at a time they share messages; fewer have a stream each, which saves a change of threads.
 CROWD = 4
 
+# How soon a handshake sees that the changes which it waits for have ended.
+CHANGES_LOOK_S = 0.01
+
 # Not a broken disk but a full one: the write fails, the replica goes on.
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -672,11 +675,17 @@ class Primary:
             self._changed.notify_all()
 
     def let_requests_end(self, timeout_s: float) -> bool:
-        """Hold new requests until the running ones have ended, no longer. False when that took too long."""
-        try:
-            return self.pause(timeout_s)
-        finally:
-            self.resume()
+        """Wait for the changes that run now, while new ones go on. False when that took too long."""
+        runtime = self.replica.runtime
+        deadline_s = runtime.now_s() + timeout_s
+        with self._books:
+            running = self._ranges.tickets()
+            while not running.isdisjoint(self._ranges.tickets()):
+                if runtime.now_s() >= deadline_s:
+                    return False
+                # Looked at now and then: to be told would cost every write something.
+                self._changed.wait(CHANGES_LOOK_S)
+        return True
 
     def attach(self, session: Session) -> None:
         """From now on changes go to the peer too; call while the gate holds all requests and none is running."""
