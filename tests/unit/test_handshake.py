@@ -2,6 +2,7 @@
 
 import json
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -479,3 +480,42 @@ def test_a_role_that_changes_as_the_end_of_a_resync_is_recorded_stays_recorded(
         assert source.role is (Role.PRIMARY if move == "promote" else Role.SECONDARY)
         assert source.superblock.primary is (source.role is Role.PRIMARY)
         assert not source.crashed_primary
+
+
+def test_a_disk_that_hangs_holds_nobody_else_up_however_often_the_peer_comes_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A write hangs here that the peer has carried out; the session ends, and each handshake waits for that write."""
+    with pair(tmp_path) as (first, second):
+        block, hangs, released = memoryview(b"!" * 4096), threading.Event(), threading.Event()
+        write, end_s = first._replica.store.write, time.monotonic() + PATIENCE_S
+        # A comparison of what the write holds would hold the end of the session up.
+        while (proof := first.status()["proof"]) is None or proof["state"] != "proven" or proof["rest_left_bytes"]:
+            assert time.monotonic() < end_s
+            released.wait(0.02)
+
+        def stuck_write(data: memoryview, offset: int, fua: bool) -> None:
+            if not offset:
+                hangs.set()
+                released.wait(PATIENCE_S)
+            write(data, offset, fua)
+
+        monkeypatch.setattr(first._replica.store, "write", stuck_write)
+        stuck = threading.Thread(target=first.write, args=(block, 0, False))
+        stuck.start()
+        assert hangs.wait(PATIENCE_S)
+        session = session_of(first)
+        session.end("a cut, for the test")
+        wait_ended(first, session)
+        longest_s = 0.0
+        while peer_of(first).retry.backoff.failures < 2 and time.monotonic() < end_s:
+            begun_s = time.monotonic()
+            first.write(block, SIZE_BYTES // 2, False)
+            longest_s = max(longest_s, time.monotonic() - begun_s)
+        assert peer_of(first).retry.backoff.failures >= 2
+        assert longest_s < 0.5
+        released.set()
+        stuck.join(PATIENCE_S)
+        peer_of(first).connect(False)
+        wait_in_step(first)
+        wait_in_step(second)
