@@ -48,8 +48,8 @@ DIAL_TIMEOUT_S = 2.0
 STOP_PATIENCE_S = 0.5
 # A step of the handshake: a durable superblock and map page or two, on a busy disk.
 HANDSHAKE_STEP_TIMEOUT_S = 5.0
-# A primary's requests wait for this long at most: for those before them when a handshake makes a source stable, and
-# while the new session is put in place.
+# A primary's requests wait for this long at most while the new session is put in place; and so long a handshake waits
+# for those of the former session, which holds nobody up.
 ATTACH_TIMEOUT_S = 1.0
 STILL_RUNNING = "the running requests did not end in time; trying again"
 STREAMS = DATA_STREAMS + SYNC_STREAMS
@@ -316,7 +316,7 @@ class Peer:
             self._begin_as_dialler(talk, plan, features)
 
     def _begin_as_dialler(self, talk: Conversation, plan: Plan, features: dict[str, Any]) -> None:
-        self._make_source_stable(plan)
+        self._settle_former_session(plan)
         talk.say(step="prepare", resync_generation=plan.resync_generation, **handshake.own_maps(self._replica, plan))
         handshake.prepare(self._replica, plan, talk.hear("prepared"))
         session = self._new_session(talk.number, talk.stream, plan, features)
@@ -335,12 +335,13 @@ class Peer:
                 data.close()
             raise
 
-    def _make_source_stable(self, plan: Plan) -> None:
-        """A request of the former session may be under way on a slow disk here, after the target has carried it out.
+    def _settle_former_session(self, plan: Plan) -> None:
+        """A change of the former session may be under way on a slow disk here, after the peer has carried it out.
 
-        Answered later than the flush began, it would be stable nowhere once the target has given up its copy.
+        Answered later than the flush of a source began, it would be stable nowhere once the target has given up its
+        copy. And on a disk that hangs each attempt would come as far as holding everybody's requests for nothing.
         """
-        if plan.outcome.action in handshake.SOURCE and not self._primary.let_requests_end(ATTACH_TIMEOUT_S):
+        if not self._primary.let_requests_end(ATTACH_TIMEOUT_S):
             raise PeerError(STILL_RUNNING)
         handshake.make_source_stable(self._replica, plan)
 
@@ -457,7 +458,7 @@ class Peer:
         self, talk: Conversation, plan: Plan, features: dict[str, Any], request: dict[str, Any]
     ) -> None:
         own_maps = handshake.own_maps(self._replica, plan)
-        self._make_source_stable(plan)
+        self._settle_former_session(plan)
         handshake.prepare(self._replica, plan, request)
         session = self._new_session(talk.number, talk.stream, plan, features)
         with self.changed:

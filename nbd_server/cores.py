@@ -44,13 +44,23 @@ class Cores:
         try:
             gathered = self._placement.window(elapsed_ns, requests - self._began_at, self._several)
             self._several = False
-            if gathered is not self._gathered:
-                self._gathered = gathered
-                self._tell(gathered)
-                _place({_current_core()} if gathered else self._allowed)
+            self._put(gathered)
             self._began_ns, self._began_at = time.perf_counter_ns(), requests
         finally:
             self._lock.release()
+
+    def let_go(self) -> None:
+        """No client is left, so nobody will look: the threads run on any core, as before the first request."""
+        with self._lock:
+            self._placement = Placement()
+            self._several = False
+            self._put(False)
+
+    def _put(self, gathered: bool) -> None:
+        if gathered is not self._gathered:
+            self._gathered = gathered
+            self._tell(gathered)
+            _place({_current_core()} if gathered else self._allowed)
 
 
 def _place(cores: set[int]) -> None:

@@ -153,7 +153,9 @@ def _cores_of(volume: Volume) -> Cores:
 def close(connection: Connection) -> None:
     # nbdkit has joined the worker threads of this connection: none of its requests runs any more.
     try:
-        connection.volume.leave(connection.client, connection)
+        # So, too, when the replica stops being primary: it cuts the connections of its clients.
+        if connection.volume.leave(connection.client, connection):
+            connection.cores.let_go()
     finally:
         connection.states.free()
 

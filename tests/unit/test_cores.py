@@ -63,6 +63,23 @@ def test_back_to_all_that_are_allowed(monkeypatch: pytest.MonkeyPatch, thread: i
     assert os.sched_getaffinity(thread) == ALLOWED
 
 
+def test_without_clients_the_threads_run_anywhere_and_nothing_of_them_is_remembered(
+    monkeypatch: pytest.MonkeyPatch, thread: int
+) -> None:
+    told: list[bool] = []
+    cores = Cores("auto", told.append)
+    with monkeypatch.context() as patch:
+        patch.setattr(Placement, "window", lambda *_: True)
+        cores._began_ns = time.perf_counter_ns() - WINDOW_NS
+        cores.look(16, 3)
+    before = cores._placement
+    for _ in range(2):
+        cores.let_go()
+        assert os.sched_getaffinity(thread) == ALLOWED
+        assert told == ([True, False] if len(ALLOWED) > 1 else [])
+    assert cores._placement is not before
+
+
 def test_no_look_before_a_window_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Placement, "window", lambda *_: pytest.fail("too early"))
     cores = Cores("auto", lambda _: None)
