@@ -737,11 +737,12 @@ class Primary:
 
     def attach(self, session: Session) -> None:
         """From now on changes go to the peer too; call while the gate holds all requests and none is running."""
+        # First: a flush of a stop may use the session as soon as it is there, see its end, and then detach it.
+        self.batches = Batches(session, self.replica.runtime)
+        self._deferred.attach(session)
         with self._books:
             self.session = session
             self._alone_recorded = False
-        self.batches = Batches(session, self.replica.runtime)
-        self._deferred.attach(session)
 
     def detach(self, session: Session) -> None:
         """The session ended: what may be lost on the peer is dirty (invariant unstable-is-dirty). May be repeated."""

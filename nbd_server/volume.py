@@ -321,10 +321,13 @@ class Volume:
         # Before it is recorded: who is cut off comes back at once, and is to be turned away.
         self._replica.role = Role.SECONDARY
         self._cut_connections()
-        self._replica.persist_map()
-        self._replica.take_role(Role.SECONDARY)
-        if self._peer is not None:
-            self._peer.tell_state()
+        try:
+            self._replica.persist_map()
+            self._replica.take_role(Role.SECONDARY)
+        finally:
+            # Also where the disk refused: a peer that believes in this primary refuses to become one.
+            if self._peer is not None:
+                self._peer.tell_state()
         log.info("this replica is secondary")
 
     def _drain_and_flush(self) -> None:
