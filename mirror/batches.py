@@ -136,8 +136,15 @@ class Batches:
                     queued.answered(header)
                 session.give_back(stream)
             except PeerError as lost:
-                session.end(lost.message)
-                for queued in batch[done:]:
-                    queued.lost(session.reason)
-                self.close()
+                self._give_up(batch[done:], lost.message)
                 return
+            except Exception as bug:
+                # Workers wait for this thread alone: they must not wait for ever.
+                self._give_up(batch[done:], f"a bug of ours: {bug!r}")
+                raise
+
+    def _give_up(self, unanswered: list[Queued], reason: str) -> None:
+        self._session.end(reason)
+        for queued in unanswered:
+            queued.lost(self._session.reason)
+        self.close()

@@ -4,6 +4,7 @@ A write may not begin before its extents are in the durable log (invariant log-b
 arrive while one record is being written share the next one. The thread that finds no writer at work becomes the
 writer; nobody waits for a thread of its own. An extent leaves the log only after a stabilisation: a flush on both
 replicas while connected, its dirty bits made durable otherwise; neither needs a slot (invariant log-never-deadlocks).
+It begins before the last slot is gone, beside the records that go on meanwhile; who finds none left waits for it.
 """
 
 from collections.abc import Callable
@@ -11,78 +12,120 @@ from collections.abc import Callable
 from mirror.core import layout
 from mirror.core.activity_log import NEED_STABLE
 from mirror.replica import Replica
+from mirror.runtime import Lock
+
+
+class _Waiting:
+    """A request whose extents are cold. `woken` is let go when it has them, or when it is its turn to write."""
+
+    __slots__ = ("extents", "granted", "woken")
+
+    def __init__(self, extents: tuple[int, int], woken: Lock) -> None:
+        self.extents = extents
+        self.granted = False
+        self.woken = woken
+        woken.acquire()
 
 
 class LogWriter:
-    """`stabilise` makes all finished writes stable on both replicas, or their dirty bits durable."""
+    """`stabilise` makes all finished writes stable on both replicas, or their dirty bits durable.
 
-    def __init__(self, replica: Replica, stabilise: Callable[[], None]) -> None:
+    `stabilise_beside`, called with the books held, begins the same in a thread, which calls `room_made` in the end.
+    """
+
+    def __init__(self, replica: Replica, stabilise: Callable[[], None], stabilise_beside: Callable[[], None]) -> None:
         self._replica = replica
         self._stabilise = stabilise
-        self._waiting: list[tuple[int, int]] = []
-        self._granted: list[tuple[int, int]] = []
+        self._stabilise_beside = stabilise_beside
+        self._making_room = False
+        # In the order of arrival. Each sleeps on a lock of its own: woken all at once, most would only sleep again.
+        self._waiting: list[_Waiting] = []
+        # One of them writes a record, or waits for room.
         self._writing = False
         self.waits_for_release = False
 
     def hold(self, first: int, last: int) -> None:
         """Return when the extents first..last are held in the durable log. Raises DeviceError."""
-        replica = self._replica
-        wanted = (first, last)
-        with replica.books:
-            self._waiting.append(wanted)
+        books = self._replica.books
+        own = _Waiting((first, last), self._replica.runtime.lock())
+        with books:
+            self._waiting.append(own)
+            writes, self._writing = not self._writing, True
+        if not writes:
+            own.woken.acquire()
+            if own.granted:
+                return
+        with books:
             try:
-                while wanted not in self._granted:
-                    if self._writing:
-                        replica.changed.wait()
-                    else:
-                        self._write_one()
-                self._granted.remove(wanted)
+                while not own.granted:
+                    self._write_one()
             except BaseException:
-                if wanted in self._granted:
-                    self._granted.remove(wanted)
-                    replica.log.release(first, last, replica.round)
+                if own.granted:
+                    self._replica.log.release(first, last, self._replica.round)
                 else:
-                    self._waiting.remove(wanted)
+                    self._waiting.remove(own)
                 raise
+            finally:
+                self._hand_over()
+
+    def _hand_over(self) -> None:
+        """Let the one that has waited longest write the next record; called with the books held."""
+        if self._waiting:
+            self._waiting[0].woken.release()
+        else:
+            self._writing = False
 
     def _write_one(self) -> None:
         """Write one record, or make room for it. Called with the books held; lets them go while it does I/O."""
         replica = self._replica
-        self._writing = True
+        transaction = replica.log.plan([one.extents for one in self._waiting])
+        if transaction is NEED_STABLE:
+            self._wait_for_room()
+            return
+        assert transaction is not None, "one writer at a time, and something is wanted"
+        record = layout.encode_log_record(transaction.record) if transaction.record.changes else b""
+        bits_durable = replica.unproven.evict(transaction.victims)
+        replica.books.release()
         try:
-            transaction = replica.log.plan(list(self._waiting))
-            if transaction is NEED_STABLE:
-                if not replica.log.victims_waiting():
-                    # Running writes hold every slot: the next one that ends makes room.
-                    self.waits_for_release = True
-                    replica.changed.wait()
-                    self.waits_for_release = False
-                    return
-                replica.books.release()
-                try:
-                    self._stabilise()
-                finally:
-                    replica.books.acquire()
-                return
-            assert transaction is not None, "one writer at a time, and something is wanted"
-            record = layout.encode_log_record(transaction.record) if transaction.record.changes else b""
-            bits_durable = replica.unproven.evict(transaction.victims)
+            if not bits_durable:
+                # Once the record says that they left the log, only their bits tell that they are to be compared.
+                replica.unproven.persist()
+            if record:
+                replica.store.write_log_record(transaction.position, record)
+        except BaseException:
+            replica.books.acquire()
+            replica.log.abort(transaction)
+            raise
+        replica.books.acquire()
+        replica.log.commit(transaction)
+        # Those that have waited longest; whoever came meanwhile stands behind them.
+        count = len(transaction.granted)
+        granted, self._waiting = self._waiting[:count], self._waiting[count:]
+        for one in granted:
+            one.granted = True
+            one.woken.release()
+        if not self._making_room and replica.log.runs_short and replica.log.victims_waiting():
+            self._making_room = True
+            self._stabilise_beside()
+
+    def _wait_for_room(self) -> None:
+        """Until something changed about it. Called with the books held; lets them go meanwhile."""
+        replica = self._replica
+        if self._making_room:
+            replica.changed.wait()
+        elif not replica.log.victims_waiting():
+            # Running writes hold every slot: the next one that ends makes room.
+            self.waits_for_release = True
+            replica.changed.wait()
+            self.waits_for_release = False
+        else:
             replica.books.release()
             try:
-                if not bits_durable:
-                    # Once the record says that they left the log, only their bits tell that they are to be compared.
-                    replica.unproven.persist()
-                if record:
-                    replica.store.write_log_record(transaction.position, record)
-            except BaseException:
+                self._stabilise()
+            finally:
                 replica.books.acquire()
-                replica.log.abort(transaction)
-                raise
-            replica.books.acquire()
-            replica.log.commit(transaction)
-            for granted in transaction.granted:
-                self._waiting.remove(granted)
-                self._granted.append(granted)
-        finally:
-            self._writing = False
-            replica.changed.notify_all()
+
+    def room_made(self) -> None:
+        """What `stabilise_beside` began is over, well or not; called with the books held."""
+        self._making_room = False
+        self._replica.changed.notify_all()

@@ -48,8 +48,8 @@ DIAL_TIMEOUT_S = 2.0
 STOP_PATIENCE_S = 0.5
 # A step of the handshake: a durable superblock and map page or two, on a busy disk.
 HANDSHAKE_STEP_TIMEOUT_S = 5.0
-# A primary's requests wait for this long at most: for those before them when a handshake makes a source stable, and
-# while the new session is put in place.
+# A primary's requests wait for this long at most while the new session is put in place; and so long a handshake waits
+# for those of the former session, which holds nobody up.
 ATTACH_TIMEOUT_S = 1.0
 STILL_RUNNING = "the running requests did not end in time; trying again"
 STREAMS = DATA_STREAMS + SYNC_STREAMS
@@ -105,6 +105,7 @@ class Peer:
         self._wanted = True
         self._refused = False
         self._closing = False
+        self._leaving = False
         self._redial_now = False
         self._receivers: list[Receiver] = []
         self._threads: list[Thread] = []
@@ -120,8 +121,13 @@ class Peer:
         self._listener = Listener(self._runtime, self.settings.listen, self._on_stream, self._on_stranger)
         self._manager = self._runtime.spawn("peer", self._manage)
 
+    def begin_stop(self) -> None:
+        """No session begins any more; the present one goes on, so that goodbye can be said in it."""
+        self._leaving = True
+
     def stop(self) -> None:
         """End the session and every thread."""
+        self.begin_stop()
         with self.changed:
             self._closing = True
             self.changed.notify_all()
@@ -230,10 +236,10 @@ class Peer:
 
     def _stops(self) -> bool:
         """As it is now: another thread may have said so since the last look."""
-        return self._closing
+        return self._leaving
 
     def _may_dial(self) -> bool:
-        return self.session is None and self._wanted and not self._refused and not self._closing
+        return self.session is None and self._wanted and not self._refused and not self._leaving
 
     def _clean_up(self) -> None:
         """The session ended: wait for whatever still works for it, then forget it."""
@@ -280,7 +286,7 @@ class Peer:
         # Only now: reaching a peer that is gone may take seconds, and role changes wait for this lock.
         with self._handshake:
             self.attempts += 1
-            if self.session is not None or self._closing or not self._wanted:
+            if self.session is not None or self._leaving or not self._wanted:
                 # Reaching the peer took its time: since then it came by itself, or the operator said disconnect.
                 stream.close()
                 return True
@@ -310,7 +316,7 @@ class Peer:
             self._begin_as_dialler(talk, plan, features)
 
     def _begin_as_dialler(self, talk: Conversation, plan: Plan, features: dict[str, Any]) -> None:
-        self._make_source_stable(plan)
+        self._settle_former_session(plan)
         talk.say(step="prepare", resync_generation=plan.resync_generation, **handshake.own_maps(self._replica, plan))
         handshake.prepare(self._replica, plan, talk.hear("prepared"))
         session = self._new_session(talk.number, talk.stream, plan, features)
@@ -329,12 +335,13 @@ class Peer:
                 data.close()
             raise
 
-    def _make_source_stable(self, plan: Plan) -> None:
-        """A request of the former session may be under way on a slow disk here, after the target has carried it out.
+    def _settle_former_session(self, plan: Plan) -> None:
+        """A change of the former session may be under way on a slow disk here, after the peer has carried it out.
 
-        Answered later than the flush began, it would be stable nowhere once the target has given up its copy.
+        Answered later than the flush of a source began, it would be stable nowhere once the target has given up its
+        copy. And on a disk that hangs each attempt would come as far as holding everybody's requests for nothing.
         """
-        if plan.outcome.action in handshake.SOURCE and not self._primary.let_requests_end(ATTACH_TIMEOUT_S):
+        if not self._primary.let_requests_end(ATTACH_TIMEOUT_S):
             raise PeerError(STILL_RUNNING)
         handshake.make_source_stable(self._replica, plan)
 
@@ -451,7 +458,7 @@ class Peer:
         self, talk: Conversation, plan: Plan, features: dict[str, Any], request: dict[str, Any]
     ) -> None:
         own_maps = handshake.own_maps(self._replica, plan)
-        self._make_source_stable(plan)
+        self._settle_former_session(plan)
         handshake.prepare(self._replica, plan, request)
         session = self._new_session(talk.number, talk.stream, plan, features)
         with self.changed:

@@ -24,7 +24,7 @@ from mirror.core.limits import BLOCK_BYTES, PIECE_BYTES_MAX, READ_ERRORS_MAX
 from mirror.core.range_lock import RangeLock, Ticket
 from mirror.core.spin import Spin
 from mirror.core.stages import ANSWER, COLD, DISK, FLUSHES, LINK, LOG, PYTHON, RANGE, TURN
-from mirror.core.states import DiskState, Role
+from mirror.core.states import DiskState
 from mirror.core.wire import Flag, MessageType, crc32c
 from mirror.deferred import Deferred
 from mirror.flush import FlushRounds
@@ -38,6 +38,9 @@ log = logging.getLogger(__name__)
 
 # From so many requests at a time they share messages; fewer have a stream each, which saves a change of threads.
 CROWD = 4
+
+# How soon a handshake sees that the changes which it waits for have ended.
+CHANGES_LOOK_S = 0.01
 
 # Not a broken disk but a full one: the write fails, the replica goes on.
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -77,7 +80,7 @@ class Primary:
         self._alone_lock = replica.runtime.lock()
         self._fail_lock = replica.runtime.lock()
         self.flushes = FlushRounds(self)
-        self._log_writer = LogWriter(replica, self._stabilise)
+        self._log_writer = LogWriter(replica, self._stabilise, self._stabilise_beside)
         # From so many requests on their way they share messages.
         self.crowd = CROWD
         self._crowded = False
@@ -634,6 +637,23 @@ class Primary:
         with self._books:
             self.replica.log.stable_through(number)
 
+    def _stabilise_beside(self) -> None:
+        """The same in a thread of its own; called with the books held, by a request that runs."""
+        self._active += 1
+        self.replica.runtime.spawn("make-room", self._make_room)
+
+    def _make_room(self) -> None:
+        """Body of that thread: a request, so that no role changes and no log begins anew meanwhile."""
+        try:
+            self._stabilise()
+        except MirrorError as error:
+            # Whoever needs room tries it himself, and is told.
+            log.debug("no room was made ahead in the log: %s", error)
+        finally:
+            with self._books:
+                self._log_writer.room_made()
+            self._leave()
+
     def wait_applied(self) -> None:
         """Under A and B: until the peer has applied every write answered so far, or the session ended."""
         self._deferred.wait_applied()
@@ -703,19 +723,26 @@ class Primary:
             self._changed.notify_all()
 
     def let_requests_end(self, timeout_s: float) -> bool:
-        """Hold new requests until the running ones have ended, no longer. False when that took too long."""
-        try:
-            return self.pause(timeout_s)
-        finally:
-            self.resume()
+        """Wait for the changes that run now, while new ones go on. False when that took too long."""
+        runtime = self.replica.runtime
+        deadline_s = runtime.now_s() + timeout_s
+        with self._books:
+            running = self._ranges.tickets()
+            while not running.isdisjoint(self._ranges.tickets()):
+                if runtime.now_s() >= deadline_s:
+                    return False
+                # Looked at now and then: to be told would cost every write something.
+                self._changed.wait(CHANGES_LOOK_S)
+        return True
 
     def attach(self, session: Session) -> None:
         """From now on changes go to the peer too; call while the gate holds all requests and none is running."""
+        # First: a flush of a stop may use the session as soon as it is there, see its end, and then detach it.
+        self.batches = Batches(session, self.replica.runtime)
+        self._deferred.attach(session)
         with self._books:
             self.session = session
             self._alone_recorded = False
-        self.batches = Batches(session, self.replica.runtime)
-        self._deferred.attach(session)
 
     def detach(self, session: Session) -> None:
         """The session ended: what may be lost on the peer is dirty (invariant unstable-is-dirty). May be repeated."""
@@ -746,19 +773,14 @@ class Primary:
         with self._alone_lock:
             if self.session is not session:
                 raise LinkLost(session.reason)
-            primary = self.replica.role is Role.PRIMARY
-            self.replica.update(
+            self.replica.define_contents(
                 base=0,
                 peer_disk=DiskState.UP_TO_DATE,
                 redundancy_lost_at=0.0,
                 # Also where a resync of before has ended on the target's side only.
                 suspect_parts=(),
-                primary=primary,
-                boot_id=self.replica.runtime.boot_id(),
                 **changes,
             )
-            self.replica.crashed_primary = False
-            self.replica.kept_memory = True
             self.peer_reads_ok = True
 
     def join(self) -> None:

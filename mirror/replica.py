@@ -106,15 +106,32 @@ class Replica:
         self._sequence += 1
         return dataclasses.replace(superblock, sequence=self._sequence)
 
-    def define_contents(self, **changes: object) -> None:
-        """The source of a resync has nothing to remember any more: its target is durably Inconsistent (duty g9).
+    def take_role(self, role: Role, **changes: object) -> None:
+        """Primary or secondary from now on, also after a crash. Raises DeviceError, and nothing has changed then.
 
-        Not only at the end: the target is UpToDate first, and may become primary, and then answers writes that a power
-        cut takes from it. This replica must not count as one that forgot them, only because its own last record of the
-        resync was never written. Raises DeviceError.
+        One step, on disk and in memory: else a resync that ends meanwhile could write the former role over the new one.
         """
-        self.update(boot_id=self.runtime.boot_id(), **changes)
-        self.kept_memory = True
+        with self._superblock_lock:
+            primary = role is Role.PRIMARY or self.crashed_primary
+            self._write(dataclasses.replace(self.superblock, primary=primary, **changes))  # type: ignore[arg-type]
+            self.role = role
+
+    def define_contents(self, **changes: object) -> None:
+        """What both replicas hold is what this one holds: that it crashed as primary, or forgot, is over (duty g9).
+
+        So it is for both once they are in step, and for the source of a resync once its target is durably Inconsistent.
+        Not only at the end: the target is UpToDate first, and may become primary, and then answers writes that a power
+        cut takes from it, or that it has queued. This replica must not count as one that forgot them, nor as the
+        primary that answered them, only because its own last record of the resync was never written.
+        Raises DeviceError.
+        """
+        with self._superblock_lock:
+            primary = self.role is Role.PRIMARY
+            self._write(
+                dataclasses.replace(self.superblock, primary=primary, boot_id=self.runtime.boot_id(), **changes)  # type: ignore[arg-type]
+            )
+            self.crashed_primary = False
+            self.kept_memory = True
 
     def move_on(self, peer_disk: DiskState, current: int = 0) -> None:
         """Begin a history of our own, durably (invariant record-before-ack-alone)."""

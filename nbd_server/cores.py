@@ -2,12 +2,15 @@
 
 import ctypes
 import itertools
+import logging
 import os
 import threading
 import time
 from collections.abc import Callable
 
 from mirror.core.placement import WINDOW_NS, Placement
+
+log = logging.getLogger(__name__)
 
 # Requests between two looks at the clock; a power of two.
 LOOK_EVERY = 16
@@ -20,8 +23,7 @@ class Cores:
 
     def __init__(self, setting: str, tell: Callable[[bool], None]) -> None:
         """`tell` is called with whether the threads share one core, when that changes."""
-        self._allowed = os.sched_getaffinity(0)
-        self._auto = setting == "auto" and len(self._allowed) > 1
+        self._auto = setting == "auto" and len(os.sched_getaffinity(0)) > 1
         self._placement = Placement()
         self._gathered = False
         self._tell = tell
@@ -44,19 +46,41 @@ class Cores:
         try:
             gathered = self._placement.window(elapsed_ns, requests - self._began_at, self._several)
             self._several = False
-            if gathered is not self._gathered:
-                self._gathered = gathered
-                self._tell(gathered)
-                _place({_current_core()} if gathered else self._allowed)
+            self._put(gathered)
             self._began_ns, self._began_at = time.perf_counter_ns(), requests
         finally:
             self._lock.release()
 
+    def let_go(self) -> None:
+        """No client is left, so nobody will look: the threads run on any core, as before the first request."""
+        with self._lock:
+            self._placement = Placement()
+            self._several = False
+            self._put(False)
 
-def _place(cores: set[int]) -> None:
-    """All threads but the first, from which nbdkit makes those of new connections: they begin on any core."""
+    def _put(self, gathered: bool) -> None:
+        if gathered is not self._gathered:
+            self._gathered = gathered
+            self._tell(gathered)
+            _place(gathered)
+
+
+def _place(gathered: bool) -> None:
+    """All threads but the first, from which nbdkit makes those of new connections: they begin on any core.
+
+    The first one is never moved here, so it tells what the operator allows, also when that has changed meanwhile. A
+    request calls this once it is carried out: nothing that goes wrong here may become its answer.
+    """
     first = os.getpid()
-    for thread in map(int, os.listdir("/proc/self/task")):
+    try:
+        allowed = os.sched_getaffinity(first)
+        core = _current_core()
+        cores = {core if core in allowed else min(allowed)} if gathered else allowed
+        threads = os.listdir("/proc/self/task")
+    except OSError as error:
+        log.warning("the threads stay on the cores where they are: %s", error)
+        return
+    for thread in map(int, threads):
         if thread != first:
             try:
                 os.sched_setaffinity(thread, cores)

@@ -35,14 +35,18 @@ class Lease:
                 raise Refused(f"another client is attached: {self._holders()}", remedy="detach that client first")
             self._attached.setdefault(client, set()).add(connection)
 
-    def leave(self, client: str, connection: object) -> None:
-        """No request of `connection` runs any more. Unknown connections are a bug of the caller's."""
+    def leave(self, client: str, connection: object) -> bool:
+        """No request of `connection` runs any more. True when it was the last of all.
+
+        Unknown connections are a bug of the caller's.
+        """
         with self._changed:
             connections = self._attached[client]
             connections.remove(connection)
             if not connections:
                 del self._attached[client]
                 self._changed.notify_all()
+            return not self._attached
 
     def clients(self) -> dict[str, int]:
         """The number of connections of each attached client."""

@@ -1,4 +1,4 @@
-"""nbdkit's callbacks, translated into volume calls: the only file that knows nbdkit.
+"""nbdkit's callbacks, translated into volume calls: with requests.py the only file that knows nbdkit.
 
 nbdkit runs this file as a script inside its own process: it hands over the parameters, binds its socket, forks if it
 wants to and calls `after_fork`, which lets the volume begin. A request is one call on one of nbdkit's worker threads,
@@ -11,7 +11,6 @@ yet to read: one such client would stop the process.
 """
 
 import ctypes
-import errno as codes
 import faulthandler
 import ipaddress
 import itertools
@@ -25,21 +24,21 @@ from typing import Any
 
 import nbdkit
 
-from mirror.core.errors import ConnectionCut, MirrorError, OperatorError
-from mirror.core.limits import ADVERTISED_REQUEST_BYTES_MAX, BLOCK_BYTES, EXTENTS_ANSWER_MAX
+from mirror.core.errors import MirrorError, OperatorError
+from mirror.core.limits import ADVERTISED_REQUEST_BYTES_MAX, BLOCK_BYTES
 from mirror.runtime import Runtime
+from nbd_server import requests
 from nbd_server.client_sockets import ClientSockets
-from nbd_server.cores import LOOK_EVERY, Cores
+from nbd_server.cores import Cores
 from nbd_server.lifetime import STOP_TIMEOUT_S, Lifetime
-from nbd_server.thread_states import WorkerStates, start_reaper, this_thread
+from nbd_server.requests import Connection, Failed
+from nbd_server.thread_states import start_reaper
 from nbd_server.volume import StartOptions, Volume
 
 API_VERSION = 2
 
 _SWITCHES = ("primary", "insecure", "shared", "memory_kept", "resume")
-_FUA = nbdkit.FLAG_FUA
 _LONG_SLEEP_S = 1 << 30
-_HOLE = nbdkit.EXTENT_HOLE | nbdkit.EXTENT_ZERO
 
 _log = logging.getLogger("nbd_server.plugin")
 _libnbdkit = ctypes.CDLL(None)
@@ -47,10 +46,6 @@ _parameters: dict[str, str] = {}
 _lifetime = Lifetime()
 _unnamed = itertools.count(1)
 _cores: Cores | None = None
-
-
-class Failed(Exception):
-    """Tells nbdkit that a callback failed. Its text goes to nbdkit's log and, from `open`, to the client."""
 
 
 _format_exception = traceback.format_exception
@@ -65,18 +60,6 @@ def _format_failure(*arguments: Any, **options: Any) -> list[str]:
 
 
 traceback.format_exception = _format_failure
-
-
-class Connection:
-    """One client connection: nbdkit hands it to every callback."""
-
-    __slots__ = ("client", "cores", "states", "volume")
-
-    def __init__(self, volume: Volume, client: str, cores: Cores) -> None:
-        self.volume = volume
-        self.cores = cores
-        self.client = client
-        self.states = WorkerStates()
 
 
 # -- the life of nbdkit ------------------------------------------------------------------------------------------------
@@ -170,7 +153,9 @@ def _cores_of(volume: Volume) -> Cores:
 def close(connection: Connection) -> None:
     # nbdkit has joined the worker threads of this connection: none of its requests runs any more.
     try:
-        connection.volume.leave(connection.client, connection)
+        # So, too, when the replica stops being primary: it cuts the connections of its clients.
+        if connection.volume.leave(connection.client, connection):
+            connection.cores.let_go()
     finally:
         connection.states.free()
 
@@ -251,80 +236,9 @@ def can_extents(_connection: Connection) -> bool:
 
 # -- requests ----------------------------------------------------------------------------------------------------------
 
-
-def pread(connection: Connection, buffer: memoryview, offset: int, _flags: int) -> None:
-    if not this_thread.pinned:
-        connection.states.pin()
-    try:
-        connection.volume.read_into(buffer, offset)
-    except Exception as error:  # noqa: BLE001  the outermost call
-        raise _failed("read", error) from None
-    request = connection.cores.next_request()
-    if not request & (LOOK_EVERY - 1):
-        connection.cores.look(request, connection.volume.running())
-
-
-def pwrite(connection: Connection, buffer: memoryview, offset: int, flags: int) -> None:
-    if not this_thread.pinned:
-        connection.states.pin()
-    try:
-        connection.volume.write(buffer, offset, flags & _FUA != 0)
-    except Exception as error:  # noqa: BLE001  the outermost call
-        raise _failed("write", error) from None
-    request = connection.cores.next_request()
-    if not request & (LOOK_EVERY - 1):
-        connection.cores.look(request, connection.volume.running())
-
-
-def flush(connection: Connection, _flags: int) -> None:
-    if not this_thread.pinned:
-        connection.states.pin()
-    try:
-        connection.volume.flush()
-    except Exception as error:  # noqa: BLE001  the outermost call
-        raise _failed("flush", error) from None
-
-
-def trim(connection: Connection, length: int, offset: int, flags: int) -> None:
-    if not this_thread.pinned:
-        connection.states.pin()
-    try:
-        connection.volume.trim(offset, length, flags & _FUA != 0)
-    except Exception as error:  # noqa: BLE001  the outermost call
-        raise _failed("trim", error) from None
-
-
-def zero(connection: Connection, length: int, offset: int, flags: int) -> None:
-    if not this_thread.pinned:
-        connection.states.pin()
-    may_trim, fast = flags & nbdkit.FLAG_MAY_TRIM != 0, flags & nbdkit.FLAG_FAST_ZERO != 0
-    try:
-        connection.volume.zero(offset, length, may_trim, fast, flags & _FUA != 0)
-    except Exception as error:  # noqa: BLE001  the outermost call
-        raise _failed("zero", error, fast) from None
-
-
-def extents(connection: Connection, length: int, offset: int, flags: int) -> list[tuple[int, int, int]]:
-    if not this_thread.pinned:
-        connection.states.pin()
-    most = 1 if flags & nbdkit.FLAG_REQ_ONE else EXTENTS_ANSWER_MAX
-    try:
-        found = itertools.islice(connection.volume.extents(offset, length), most)
-        return [(start, size, _HOLE if hole else 0) for start, size, hole in found]
-    except Exception as error:  # noqa: BLE001  the outermost call
-        raise _failed("block status", error) from None
-
-
-def _failed(operation: str, error: Exception, fast: bool = False) -> Failed:
-    """Prepare the answer to a request that failed, or its silence; the result is to be raised."""
-    if isinstance(error, ConnectionCut):
-        _libnbdkit.nbdkit_disconnect(1)
-    if isinstance(error, MirrorError):
-        # "Not supported" answers a fast zero only: for any other zero nbdkit would write zeroes itself, and does that
-        # wrong above 64 MiB (plugin_zero in 1.42.3 never moves its offset on).
-        unsupported = error.errno == codes.EOPNOTSUPP and not fast
-        nbdkit.set_error(codes.EIO if unsupported else error.errno)
-        return Failed(f"{operation} failed: {error}")
-    _log.error("%s failed on a bug of ours", operation, exc_info=error)
-    nbdkit.set_error(codes.EIO)
-    return Failed(f"{operation} failed on a bug of ours: {error!r}")
+pread = requests.pread
+pwrite = requests.pwrite
+flush = requests.flush
+trim = requests.trim
+zero = requests.zero
+extents = requests.extents

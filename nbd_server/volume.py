@@ -283,14 +283,14 @@ class Volume:
         new = self._runtime.random_number()
         # While no peer is configured nothing tracks what changes: a peer that comes later gets everything (duty g7).
         moved = generation.moved_on(known, new) if replica.tracked else generation.untracked(known, new)
-        replica.update(
+        replica.take_role(
+            Role.PRIMARY,
             **moved._asdict(),
             kind=Kind.ESTABLISHED,
             volume_id=known.replica_id if known.volume_id == generation.NO_VOLUME else known.volume_id,
             disk=DiskState.UP_TO_DATE,
             peer_disk=DiskState.OUTDATED if known.met_peer else None,
             redundancy_lost_at=known.redundancy_lost_at or self._runtime.wall_time_s(),
-            primary=True,
             clean=False,
         )
         self._primary.alone_is_recorded()
@@ -300,7 +300,7 @@ class Volume:
         session.request("may_promote", ROLE_REQUEST_TIMEOUT_S)
         try:
             self._replica.flush()
-            self._replica.update(primary=True, clean=False)
+            self._replica.take_role(Role.PRIMARY, clean=False)
         except MirrorError:
             # The peer takes this side for the primary since it agreed.
             if self._peer is not None:
@@ -310,7 +310,6 @@ class Volume:
 
     def _serve_as_primary(self) -> None:
         self._primary.flushes.needed = True
-        self._replica.role = Role.PRIMARY
         self._primary.set_gate(Gate.OPEN)
         if self._peer is not None:
             self._peer.tell_state()
@@ -319,12 +318,16 @@ class Volume:
     def _leave_role(self) -> None:
         """The requests are drained and flushed: stop being primary."""
         self._primary.set_gate(Gate.CUT)
+        # Before it is recorded: who is cut off comes back at once, and is to be turned away.
         self._replica.role = Role.SECONDARY
         self._cut_connections()
-        self._replica.persist_map()
-        self._replica.update(primary=self._replica.crashed_primary)
-        if self._peer is not None:
-            self._peer.tell_state()
+        try:
+            self._replica.persist_map()
+            self._replica.take_role(Role.SECONDARY)
+        finally:
+            # Also where the disk refused: a peer that believes in this primary refuses to become one.
+            if self._peer is not None:
+                self._peer.tell_state()
         log.info("this replica is secondary")
 
     def _drain_and_flush(self) -> None:
@@ -628,7 +631,7 @@ class Volume:
             if session.ended or replica.failed or replica.superblock.disk is not DiskState.UP_TO_DATE:
                 raise OperatorError("the peer's disk is not UpToDate", remedy="wait until it is")
             replica.flush()
-            replica.update(primary=True, clean=False)
+            replica.take_role(Role.PRIMARY, clean=False)
             session.peer = dataclasses.replace(session.peer, role=Role.SECONDARY)
             self._serve_as_primary()
 
@@ -652,8 +655,9 @@ class Volume:
             self._lease.leave(client, connection)
             raise
 
-    def leave(self, client: str, connection: object) -> None:
-        self._lease.leave(client, connection)
+    def leave(self, client: str, connection: object) -> bool:
+        """A client's connection is gone, and its requests have ended. True when it was the last of all."""
+        return self._lease.leave(client, connection)
 
     def _check_primary(self) -> None:
         if self._replica.role is Role.PRIMARY and not self._stopping:
@@ -690,6 +694,8 @@ class Volume:
         primary.set_gate(Gate.CUT)
         self._cut_connections()
         if self._peer is not None:
+            # Or a peer that heard goodbye would be back before this side has ended.
+            self._peer.begin_stop()
             session = self._peer.session
             if session is not None and not session.ended and drained:
                 self._say_goodbye(session, was_primary)
@@ -732,8 +738,8 @@ class Volume:
             if not replica.failed:
                 replica.flush()
             if clean and not replica.failed:
-                # Secondary by now: the flag says that a crash as primary is not resolved yet (duty g9).
-                replica.update(clean=True, primary=replica.crashed_primary)
+                # Secondary from now on, but for a crash as primary that is not resolved yet (duty g9).
+                replica.take_role(Role.SECONDARY, clean=True)
             replica.store.close()
         except MirrorError as error:
             log.error("could not close in order: %s", error)

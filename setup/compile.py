@@ -21,6 +21,7 @@ MODULES = (
     "mirror/batches.py",
     "mirror/change.py",
     "mirror/core/activity_log.py",
+    "mirror/core/dirty_map.py",
     "mirror/core/histogram.py",
     "mirror/core/in_flight.py",
     "mirror/core/log_size.py",
@@ -33,13 +34,16 @@ MODULES = (
     "mirror/link.py",
     "mirror/log_writer.py",
     "mirror/primary.py",
+    "mirror/replica.py",
     "mirror/running.py",
     "mirror/secondary.py",
     "mirror/session.py",
     "mirror/spans.py",
     "mirror/store/data_file.py",
     "mirror/store/files.py",
+    "mirror/suspects.py",
     "mirror/trace.py",
+    "nbd_server/requests.py",
 )
 
 

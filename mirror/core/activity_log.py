@@ -23,6 +23,7 @@ size), an eviction per extent as it cools (a durable write each).
 """
 
 import enum
+import itertools
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -253,6 +254,12 @@ class ActivityLog:
         """The extents that a stabilisation would free, least recently used first."""
         stable = self._stable_round
         return [extent for extent, entry in self._hot.items() if not entry.count and entry.flush_round > stable]
+
+    @property
+    def runs_short(self) -> bool:
+        """A few more records, and nothing will give way that is stable."""
+        wanted = min(self.slots // 4, LOG_CHANGES_MAX) - len(self._free)
+        return wanted > 0 and sum(1 for _ in itertools.islice(self._candidates(set()), wanted)) < wanted
 
     # -- transactions -------------------------------------------------------------------------------------------------
 

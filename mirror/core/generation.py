@@ -21,9 +21,9 @@ row names the story that leads to it. What makes the table safe rests on duties 
  g6  A promotion makes a FRESH or BACKING replica ESTABLISHED, with a volume of its own.
  g7  Who serves without keeping a map (no peer configured) first takes `untracked` generations.
  g8  `invalidate` leaves no former generation and no base behind; a FRESH or BACKING replica becomes JOINING by it.
- g9  That a replica crashed as primary stays known over further starts until it is in step again. That it lost its
-     memory, too, or until it is the source of a resync and its target durably Inconsistent: what that one remembered
-     counts no more. Durably so before the target is UpToDate, which may answer writes, and lose them, before g4 ends.
+ g9  That a replica crashed as primary, or lost its memory, stays known over further starts until it is in step again,
+     or the source of a resync whose target is durably Inconsistent: what that one remembered counts no more. It is
+     forgotten durably before the target is UpToDate, which may answer writes, and lose them, before g4 ends.
 
 A policy (mirror.core.policy) or the operator's word is the only way by which acknowledged data may go; each has a rule
 of its own.

@@ -103,7 +103,11 @@ class RangeLock:
 
     def unanswered(self) -> int:
         """How many changes are held or wait, and were not answered yet."""
-        return len({id(one) for bucket in self._buckets.values() for one in bucket if not one.answered})
+        return sum(not one.answered for one in self.tickets())
+
+    def tickets(self) -> set[Ticket]:
+        """All that are held or wait."""
+        return {one for bucket in self._buckets.values() for one in bucket}
 
     @property
     def idle(self) -> bool:

@@ -225,6 +225,8 @@ class Compression:
     def __init__(self) -> None:
         self._packed = _Average()
         self._plain = _Average()
+        # Bytes that travel of one that was compressed.
+        self._left = _Average()
         self._trials = _Trials()
 
     def wanted(self) -> bool:
@@ -233,8 +235,9 @@ class Compression:
         pays = self._pays()
         return not pays if self._trials.due() else pays
 
-    def packed(self, raw_bytes: int, _packed_bytes: int, pack_s: float, send_s: float) -> None:
-        """A chunk was compressed, however well: what counts is when it was answered, `send_s` after that."""
+    def packed(self, raw_bytes: int, packed_bytes: int, pack_s: float, send_s: float) -> None:
+        """A chunk was compressed, and answered `send_s` after that."""
+        self._left.note(raw_bytes, packed_bytes)
         self._note(self._packed, raw_bytes, pack_s + send_s)
 
     def plain(self, raw_bytes: int, send_s: float) -> None:
@@ -249,6 +252,9 @@ class Compression:
 
     def _pays(self) -> bool:
         if not (self._packed.known and self._plain.known):
+            return False
+        if self._left.per_byte > _WORTH_IT:
+            # Then no time that it saved was its merit.
             return False
         return self._packed.per_byte < _WORTH_IT * self._plain.per_byte
 

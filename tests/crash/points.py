@@ -138,7 +138,7 @@ PROMOTE_ALONE = {
     "promote-begins": Point(_VOLUME + "_take_role_alone", BEFORE),
     "promote-flushed": Point(_DATA + "flush", AFTER, inside=_VOLUME + "_take_role_alone"),
     "promote-first-copy": Point(_META_WRITE, AFTER, inside=_VOLUME + "_take_role_alone"),
-    "promote-recorded": Point(_REPLICA + "update", AFTER, inside=_VOLUME + "_take_role_alone"),
+    "promote-recorded": Point(_REPLICA + "take_role", AFTER, inside=_VOLUME + "_take_role_alone"),
     "promote-serves": Point(_VOLUME + "_serve_as_primary", AFTER),
 }
 
@@ -146,7 +146,7 @@ PROMOTE_CONNECTED = {
     "promote-asks": Point(_VOLUME + "_promote_connected", BEFORE),
     "promote-allowed": Point("mirror.session:Session.request", AFTER, inside=_VOLUME + "_promote_connected"),
     "promote-first-copy-connected": Point(_META_WRITE, AFTER, inside=_VOLUME + "_promote_connected"),
-    "promote-recorded-connected": Point(_REPLICA + "update", AFTER, inside=_VOLUME + "_promote_connected"),
+    "promote-recorded-connected": Point(_REPLICA + "take_role", AFTER, inside=_VOLUME + "_promote_connected"),
     "promote-told": Point(_VOLUME + "_serve_as_primary", AFTER),
 }
 
@@ -155,7 +155,7 @@ DEMOTE = {
     "demote-flushed": Point(_VOLUME + "_drain_and_flush", AFTER),
     "demote-gate-closed": Point(_REPLICA + "persist_map", BEFORE, inside=_VOLUME + "_leave_role"),
     "demote-first-copy": Point(_META_WRITE, AFTER, inside=_VOLUME + "_leave_role"),
-    "demote-recorded": Point(_REPLICA + "update", AFTER, inside=_VOLUME + "_leave_role"),
+    "demote-recorded": Point(_REPLICA + "take_role", AFTER, inside=_VOLUME + "_leave_role"),
     "demote-told": Point(_VOLUME + "_leave_role", AFTER),
 }
 
@@ -170,7 +170,7 @@ SWITCH_SECONDARY = {
     "take-over-begins": Point(_VOLUME + "_take_over", BEFORE),
     "take-over-flushed": Point(_DATA + "flush", AFTER, inside=_VOLUME + "_take_over"),
     "take-over-first-copy": Point(_META_WRITE, AFTER, inside=_VOLUME + "_take_over"),
-    "take-over-recorded": Point(_REPLICA + "update", AFTER, inside=_VOLUME + "_take_over"),
+    "take-over-recorded": Point(_REPLICA + "take_role", AFTER, inside=_VOLUME + "_take_over"),
     "take-over-serves": Point(_VOLUME + "_take_over", AFTER),
 }
 

@@ -256,7 +256,7 @@ FAULTS = (
     ),
     _fault(
         "a source stable before the former session's requests have ended",
-        ("mirror.primary:Primary.let_requests_end", "return self.pause(timeout_s)", "return True"),
+        ("mirror.primary:Primary.let_requests_end", "running = self._ranges.tickets()", "running = set()"),
         events=("kill-nbdkit", "stall-disk"),
     ),
     _fault(

@@ -342,7 +342,7 @@ class Truth:
         if target.void or self._discards(target, set()):
             self.suspected.clear()
         target.reign, target.loss, target.has = source.reign, source.loss, dict(source.has)
-        if source.reign is not None and self._may_be_behind(source, source.reign, connected=False):
+        if source.reign is not None and self._may_be_behind(source, source.reign, in_step=False):
             source.loss = target.loss = max(target.loss, Loss.UNFLUSHED, key=LOSSES.index)
         target.forgiven = dict(source.forgiven)
         target.forgot = source.forgot = False
@@ -394,7 +394,9 @@ class Truth:
             held.forgiven = dict(self.answered_alone)
         loss = Loss.ANY if behind else held.loss
         parent = held.reign
-        if parent is not None and loss is Loss.NONE and self._may_be_behind(held, parent, connected):
+        # A peer that is being resynced from this very copy has had nothing to add to it.
+        in_step = connected and other.known is not None and other.known.disk is DiskState.UP_TO_DATE
+        if parent is not None and loss is Loss.NONE and self._may_be_behind(held, parent, in_step):
             loss = Loss.UNFLUSHED
         time = self.now()
         reign = self.history.begin_reign(time, held.name, parent, None if parent is None else time, loss)
@@ -402,7 +404,7 @@ class Truth:
         if connected:
             held.forgot = False
         held.serving, held.serving_process, held.serving_started = reign, held.machine.process, time
-        if connected and other.known is not None and other.known.disk is DiskState.UP_TO_DATE:
+        if in_step:
             other.reign, other.loss = reign, Loss.NONE
         elif known is None or other.known is None or known.current != other.known.current:
             # What it answers, reads included, rests on its copy alone. Not when it was promoted by a peer that has died
@@ -413,12 +415,12 @@ class Truth:
         )
         return reign
 
-    def _may_be_behind(self, held: Held, parent: Reign, connected: bool) -> bool:
+    def _may_be_behind(self, held: Held, parent: Reign, in_step: bool) -> bool:
         """Under protocol A what was answered may still be queued when the primary dies."""
         return (
             self.world.protocol == "A"
             and parent.replica != held.name
-            and not connected
+            and not in_step
             and parent.number not in self.ended_in_order
         )
 

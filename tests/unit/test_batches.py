@@ -6,12 +6,15 @@ from pathlib import Path
 
 import pytest
 
+import mirror.primary
 from mirror.batches import SENDERS, Awaited, Batches
 from mirror.core.errors import LinkLost
 from mirror.core.wire import MessageType, crc32c
 from mirror.link import Request
+from mirror.runtime import Runtime
+from mirror.session import Session
 from nbd_server.volume import Volume
-from tests.pair import pair, peer_of, session_of, wait_ended
+from tests.pair import pair, peer_of, session_of, wait_ended, wait_in_step
 
 BLOCK = b"\x5a" * 4096
 
@@ -98,6 +101,49 @@ def test_the_end_of_the_session_reaches_everybody_who_waits(volumes: tuple[Volum
     wait_ended(first, session)
     with pytest.raises(LinkLost):
         old.put(awaited(first, 0))
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_bug_in_a_sender_lets_nobody_wait_for_ever(
+    volumes: tuple[Volume, Volume], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, _ = volumes
+    session = session_of(first)
+
+    def fail(_: object) -> None:
+        raise OverflowError("a number that does not fit")
+
+    for stream in session.outgoing:
+        monkeypatch.setattr(stream, "send_requests", fail)
+    waiting = awaited(first, 0)
+    batches_of(first).put(waiting)
+    assert waiting._done.acquire(timeout=10)
+    waiting._done.release()
+    with pytest.raises(LinkLost, match="does not fit"):
+        waiting.answer()
+    wait_ended(first, session)
+
+
+def test_a_session_that_ends_while_it_is_put_in_place_is_cleaned_up(
+    volumes: tuple[Volume, Volume], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, _ = volumes
+    primary = first._primary
+    really_make = mirror.primary.Batches
+    ended: list[Session] = []
+
+    def make(session: Session, runtime: Runtime) -> Batches:
+        # As a flush that a stop makes in this moment, when it sees the session and finds its streams broken.
+        if primary.session is session and not ended:
+            ended.append(session)
+            session.end("lost at once")
+        return really_make(session, runtime)
+
+    first.disconnect()
+    first.write(memoryview(BLOCK), 0, False)
+    monkeypatch.setattr(mirror.primary, "Batches", make)
+    first.connect(False)
+    wait_in_step(first)
 
 
 def test_a_damaged_payload_ends_the_session_and_is_written_nowhere(volumes: tuple[Volume, Volume]) -> None:

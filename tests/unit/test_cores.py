@@ -63,8 +63,51 @@ def test_back_to_all_that_are_allowed(monkeypatch: pytest.MonkeyPatch, thread: i
     assert os.sched_getaffinity(thread) == ALLOWED
 
 
+def test_without_clients_the_threads_run_anywhere_and_nothing_of_them_is_remembered(
+    monkeypatch: pytest.MonkeyPatch, thread: int
+) -> None:
+    told: list[bool] = []
+    cores = Cores("auto", told.append)
+    with monkeypatch.context() as patch:
+        patch.setattr(Placement, "window", lambda *_: True)
+        cores._began_ns = time.perf_counter_ns() - WINDOW_NS
+        cores.look(16, 3)
+    before = cores._placement
+    for _ in range(2):
+        cores.let_go()
+        assert os.sched_getaffinity(thread) == ALLOWED
+        assert told == ([True, False] if len(ALLOWED) > 1 else [])
+    assert cores._placement is not before
+
+
 def test_no_look_before_a_window_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Placement, "window", lambda *_: pytest.fail("too early"))
     cores = Cores("auto", lambda _: None)
     cores._began_ns = time.perf_counter_ns() + WINDOW_NS
     cores.look(16, 1)
+
+
+def test_nothing_that_goes_wrong_becomes_the_answer_of_a_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    really_list = os.listdir
+
+    def listdir(path: str) -> list[str]:
+        if path == "/proc/self/task":
+            raise OSError(24, "Too many open files")
+        return really_list(path)
+
+    monkeypatch.setattr(os, "listdir", listdir)
+    if len(ALLOWED) > 1:
+        assert looks(monkeypatch, "auto", True) == [True]
+
+
+@pytest.mark.skipif(len(ALLOWED) < 2, reason="one core only")
+def test_what_the_operator_says_later_holds(monkeypatch: pytest.MonkeyPatch, thread: int) -> None:
+    cores = Cores("auto", lambda _: None)
+    one = {min(ALLOWED)}
+    os.sched_setaffinity(os.getpid(), one)
+    os.sched_setaffinity(thread, one)
+    for said in (True, False):
+        monkeypatch.setattr(Placement, "window", lambda *_, said=said: said)
+        cores._began_ns = time.perf_counter_ns() - WINDOW_NS
+        cores.look(16, 1)
+        assert os.sched_getaffinity(thread) == one

@@ -389,6 +389,7 @@ class World:
             action()
             self.maybe_interrupt("prepare", 0.1, source, target)
         self.begin_session(source, target)
+        source.crashed_primary = False
         source.kept_memory = True
         self.source = source
 

@@ -320,8 +320,9 @@ def prepared(world: World, source: int, outcome: Outcome) -> Iterator[World]:
     session = ready._replace(linked=True, source=source)
     for side in (0, 1):
         kept = world.nodes[side].kept or side == source
-        yield ready.change(side, met=True, kept=kept)
-        session = session.change(side, met=True, kept=kept, alone=False, discard=False)
+        crashed = world.nodes[side].crashed and side != source
+        yield ready.change(side, met=True, kept=kept, crashed=crashed)
+        session = session.change(side, met=True, kept=kept, crashed=crashed, alone=False, discard=False)
     yield session
 
 

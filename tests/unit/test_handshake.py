@@ -2,6 +2,7 @@
 
 import json
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 
 from cli import offline
 from mirror import handshake
+from mirror.core import layout
 from mirror.core.dirty_map import DirtyMap
 from mirror.core.errors import LinkLost, MirrorError, ProtocolError
 from mirror.core.generation import Action, Kind, Outcome, Standing
@@ -21,7 +23,19 @@ from mirror.handshake import Plan, Refusal, decode_standing, encode_standing, pa
 from mirror.replica import FORGOTTEN
 from mirror.runtime import Runtime
 from nbd_server.volume import StartOptions, Volume
-from tests.pair import SIZE_BYTES, create, free_port, pair, peer_of, serve, session_of, stop, wait_ended, wait_in_step
+from tests.pair import (
+    PATIENCE_S,
+    SIZE_BYTES,
+    create,
+    free_port,
+    pair,
+    peer_of,
+    serve,
+    session_of,
+    stop,
+    wait_ended,
+    wait_in_step,
+)
 
 STANDING = Standing(
     replica_id=bytes(range(16)),
@@ -401,28 +415,107 @@ def test_a_source_is_stable_before_its_target_gives_up_what_only_it_may_remember
         assert done.index("source flushed") < done.index("target Inconsistent")
 
 
-def test_a_source_that_forgot_is_believed_again_before_its_target_may_answer_for_both(
+def test_what_is_held_against_a_source_is_forgotten_before_its_target_may_answer_for_both(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The last record of the source is late: a target promoted before it, and then without power, must not win."""
+    """The last record of the source is late. A target that is promoted before it, and loses its power, must not win as
+    the one that forgot nothing; one that is killed must not lose to the one that crashed as primary earlier."""
     with pair(tmp_path) as (first, second):
         source, target = first._replica, second._replica
         first.write(memoryview(b"!" * 4096), 0, False)
-        done: list[tuple[DiskState, bool, bool]] = []
-        update = target.update
+        first.demote(False)
+        done: list[tuple[DiskState, tuple[bool, bool], tuple[bool, bool]]] = []
+        write = target.store.write_superblock
 
-        def noted_update(**changes: Any) -> None:
-            update(**changes)
-            if isinstance(disk := changes.get("disk"), DiskState):
-                durable = source.superblock.boot_id != FORGOTTEN
-                done.append((disk, durable, peer_of(first).standing().kept_memory))
+        def noted_write(encoded: bytes) -> None:
+            write(encoded)
+            disk, known, said = layout.decode_superblock(encoded).disk, source.superblock, peer_of(first).standing()
+            if not done or disk is not done[-1][0]:
+                durable = known.boot_id == FORGOTTEN, known.primary
+                done.append((disk, durable, (not said.kept_memory, said.crashed_primary)))
 
-        monkeypatch.setattr(target, "update", noted_update)
-        source.update(boot_id=FORGOTTEN)
-        source.kept_memory = False
+        source.update(boot_id=FORGOTTEN, primary=True)
+        source.kept_memory, source.crashed_primary = False, True
+        target.update(disk=DiskState.OUTDATED)
+        monkeypatch.setattr(target.store, "write_superblock", noted_write)
         session = session_of(first)
         session.end("a cut, for the test")
         wait_ended(first, session)
         wait_in_step(first)
         wait_in_step(second)
-        assert done == [(DiskState.INCONSISTENT, False, False), (DiskState.UP_TO_DATE, True, True)]
+        held_against, nothing = (True, True), (False, False)
+        assert done == [
+            (DiskState.INCONSISTENT, held_against, held_against),
+            (DiskState.UP_TO_DATE, nothing, nothing),
+        ]
+
+
+@pytest.mark.parametrize("move", ["promote", "demote"])
+def test_a_role_that_changes_as_the_end_of_a_resync_is_recorded_stays_recorded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, move: str
+) -> None:
+    """Whichever of the two records of the source comes last, it names the role that the source has."""
+    with pair(tmp_path) as (first, second):
+        source, target = first._replica, second._replica
+        if move == "promote":
+            first.demote(False)
+        recording, changed = threading.Event(), threading.Event()
+        boot_id = source.runtime.boot_id
+
+        def slow_boot_id() -> bytes:
+            if target.disk_state(connected=True) is DiskState.UP_TO_DATE:
+                recording.set()
+                changed.wait(0.5)
+            return boot_id()
+
+        monkeypatch.setattr(source.runtime, "boot_id", slow_boot_id)
+        session = session_of(first)
+        target.update(disk=DiskState.OUTDATED)
+        session.end("a cut, for the test")
+        wait_ended(first, session)
+        assert recording.wait(PATIENCE_S)
+        (first.promote if move == "promote" else first.demote)(False)
+        changed.set()
+        wait_in_step(first)
+        assert source.role is (Role.PRIMARY if move == "promote" else Role.SECONDARY)
+        assert source.superblock.primary is (source.role is Role.PRIMARY)
+        assert not source.crashed_primary
+
+
+def test_a_disk_that_hangs_holds_nobody_else_up_however_often_the_peer_comes_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A write hangs here that the peer has carried out; the session ends, and each handshake waits for that write."""
+    with pair(tmp_path) as (first, second):
+        block, hangs, released = memoryview(b"!" * 4096), threading.Event(), threading.Event()
+        write, end_s = first._replica.store.write, time.monotonic() + PATIENCE_S
+        # A comparison of what the write holds would hold the end of the session up.
+        while (proof := first.status()["proof"]) is None or proof["state"] != "proven" or proof["rest_left_bytes"]:
+            assert time.monotonic() < end_s
+            released.wait(0.02)
+
+        def stuck_write(data: memoryview, offset: int, fua: bool) -> None:
+            if not offset:
+                hangs.set()
+                released.wait(PATIENCE_S)
+            write(data, offset, fua)
+
+        monkeypatch.setattr(first._replica.store, "write", stuck_write)
+        stuck = threading.Thread(target=first.write, args=(block, 0, False))
+        stuck.start()
+        assert hangs.wait(PATIENCE_S)
+        session = session_of(first)
+        session.end("a cut, for the test")
+        wait_ended(first, session)
+        longest_s = 0.0
+        while peer_of(first).retry.backoff.failures < 2 and time.monotonic() < end_s:
+            begun_s = time.monotonic()
+            first.write(block, SIZE_BYTES // 2, False)
+            longest_s = max(longest_s, time.monotonic() - begun_s)
+        assert peer_of(first).retry.backoff.failures >= 2
+        assert longest_s < 0.5
+        released.set()
+        stuck.join(PATIENCE_S)
+        peer_of(first).connect(False)
+        wait_in_step(first)
+        wait_in_step(second)

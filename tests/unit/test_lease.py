@@ -106,10 +106,10 @@ def test_the_next_client_comes_in_when_the_last_connection_is_drained_and_not_be
     lease.admit("process 1", "b")
     second = Attempt(lease, "process 2", "c")
     begun_to_wait(runtime)
-    lease.leave("process 1", "a")
+    assert not lease.leave("process 1", "a")
     assert second.waits
     assert lease.clients() == {"process 1": 1}
-    lease.leave("process 1", "b")
+    assert lease.leave("process 1", "b")
     assert second.admitted()
     assert lease.clients() == {"process 2": 1}
 

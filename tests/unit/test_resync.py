@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mirror.core.errors import ProtocolError
-from mirror.core.limits import BLOCK_BYTES, MIB, RESYNC_CHUNK_BYTES
+from mirror.core.limits import BLOCK_BYTES, MIB, RESYNC_CHUNK_BYTES, RESYNC_HELD_CHUNK_BYTES
 from mirror.core.resync import (
     DIGEST_BYTES,
     Action,
@@ -219,6 +219,20 @@ def test_it_compresses_where_that_is_faster(
     line.run(compression, 30)
     share = line.run(compression, 1000)
     assert share > 0.95 if pays else share < 0.05
+
+
+def test_what_becomes_no_smaller_is_not_compressed_however_times_vary(rng: random.Random) -> None:
+    """Beside clients a chunk takes now this, now that; a compressed one that was quick says nothing."""
+    compression = Compression()
+    packed = 0
+    for _ in range(2000):
+        took_s = 0.0003 * rng.lognormvariate(0, 0.6)
+        if compression.wanted():
+            packed += 1
+            compression.packed(RESYNC_HELD_CHUNK_BYTES, RESYNC_HELD_CHUNK_BYTES + 500, 0.00001, took_s)
+        else:
+            compression.plain(RESYNC_HELD_CHUNK_BYTES, took_s)
+    assert packed < 40
 
 
 def test_it_notices_that_contents_or_line_have_changed(rng: random.Random) -> None:

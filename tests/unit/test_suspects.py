@@ -286,9 +286,18 @@ def test_a_bit_is_durable_before_the_record_that_evicts_its_extent(
     books = unproven._books
     changed = Runtime().condition(books)
     replica = type(
-        "R", (), {"books": books, "changed": changed, "log": activity_log, "unproven": unproven, "store": store}
+        "R",
+        (),
+        {
+            "books": books,
+            "changed": changed,
+            "log": activity_log,
+            "unproven": unproven,
+            "store": store,
+            "runtime": Runtime(),
+        },
     )()
-    writer = LogWriter(replica, lambda: None)
+    writer = LogWriter(replica, lambda: None, lambda: None)
     wrote, written = store.write_log_record, list[str]()
     held: set[int] = set()
 
