@@ -18,6 +18,8 @@ class Scale:
     volume_bytes: int
     # Fits into the smallest log.
     hot_bytes: int
+    # Of the volume with the smallest log, written before.
+    cold_bytes: int
     # Of the volume that was never written, in each round: 4 MiB an extent.
     touched_bytes: int
     resync_bytes: int
@@ -33,18 +35,20 @@ FULL = Scale(
     seconds=2.0,
     volume_bytes=256 * MIB,
     hot_bytes=128 * MIB,
+    cold_bytes=5 * GIB,
     touched_bytes=128 * MIB,
     resync_bytes=4 * GIB,
     foreground_s=4.0,
     scattered_volume_bytes=20 * GIB,
     memory_volume_bytes=100 * GIB,
-    free_bytes=20 * GIB,
+    free_bytes=24 * GIB,
 )
 QUICK = Scale(
     rounds=1,
     seconds=0.5,
     volume_bytes=32 * MIB,
     hot_bytes=32 * MIB,
+    cold_bytes=32 * MIB,
     touched_bytes=32 * MIB,
     resync_bytes=256 * MIB,
     foreground_s=1.0,

@@ -37,9 +37,10 @@ def _target(make: Callable[..., Target], name: str, directory: Path, scale: Scal
 
 
 def _small_log(name: str, directory: Path, scale: Scale) -> Target:
-    """20 times its log, and sparse: of all that the cold writes may hit only the hot part is filled before."""
-    settings = f"activity_log_extents = {SMALL_LOG_EXTENTS}"
-    return NbdMirror(name, directory, 20 * SMALL_LOG_BYTES, scale.hot_bytes, "C", settings)
+    """20 times its log. In full it is written whole before: that a filesystem finds room for blocks is not the log's."""
+    size_bytes = 20 * SMALL_LOG_BYTES
+    filled_bytes = min(size_bytes, scale.cold_bytes)
+    return NbdMirror(name, directory, size_bytes, filled_bytes, "C", f"activity_log_extents = {SMALL_LOG_EXTENTS}")
 
 
 def _untouched(name: str, directory: Path, scale: Scale) -> Target:

@@ -202,9 +202,10 @@ class Deferred:
         with self._books:
             poller = self._poller if primary.session is session else None
             if poller is not None:
+                # First, for it may refuse: what is registered is unlocked by whoever ends the session.
+                poller.add(stream)
                 primary.flushes.needed = True
                 self._by_stream[stream] = self._register(session, ticket, change, b"", False, 0)
-                poller.add(stream)
         if poller is None:
             primary.settle(session, change.offset, change.length, False, None)
             return False
