@@ -37,7 +37,7 @@ def _target(make: Callable[..., Target], name: str, directory: Path, scale: Scal
 
 
 def _small_log(name: str, directory: Path, scale: Scale) -> Target:
-    """20 times its log. In full it is written whole before: that a filesystem finds room for blocks is not the log's."""
+    """20 times its log. In full it is written whole before: to find room for blocks is the filesystem's work."""
     size_bytes = 20 * SMALL_LOG_BYTES
     filled_bytes = min(size_bytes, scale.cold_bytes)
     return NbdMirror(name, directory, size_bytes, filled_bytes, "C", f"activity_log_extents = {SMALL_LOG_EXTENTS}")
