@@ -51,6 +51,10 @@ class Span:
         self.laps_ns[number] += now_ns - self.at_ns
         self.at_ns = now_ns
 
+    def end(self, ended_ns: int) -> None:
+        """The request was over then: what its thread did since does not count."""
+        self.laps_ns[stages.INTERPRETER] += ended_ns - self.at_ns
+
 
 class Slow(NamedTuple):
     """A slow request; `stages_ns` is what is known."""
@@ -161,7 +165,7 @@ class Spans:
             self._keep(Slow(ended_ns, kind, offset, length, total_ns, durations_ns))
 
     def _look(self, kind: str, ended_ns: int, total_ns: int, span: Span, offset: int, length: int) -> None:
-        span.lap(stages.INTERPRETER)
+        span.end(ended_ns)
         durations_ns = stages_of(span.laps_ns, span.peer_ns)
         if len(self._free) < SPANS_KEPT:
             self._free.append(span)

@@ -189,3 +189,10 @@ def test_a_lap_books_the_time_since_the_last_one() -> None:
     taken.lap(stages.TURN)
     assert sum(taken.laps_ns) == taken.at_ns - started_ns
     assert taken.laps_ns[stages.LOG] == 0
+
+
+def test_what_a_thread_does_after_the_answer_is_no_part_of_the_request() -> None:
+    spans = Spans()
+    span = spans.take(1000)
+    spans.write(1, 6000, 5000, 2000, span, (0, 4096, False))
+    assert sum(span.laps_ns) == 5000
