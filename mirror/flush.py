@@ -92,8 +92,7 @@ class FlushRounds:
         if span is not None:
             span.lap(ROUND)
         primary.wait_applied()
-        spin_us = primary.spin_us()
-        stream = self._ask_peer(session, spin_us, span)
+        stream = self._ask_peer(session, primary.is_alone(), span)
         if request is not None:
             request.waits_for = DISK
         error = self._flush_here()
@@ -101,7 +100,7 @@ class FlushRounds:
             request.waits_for = LINK
         if span is not None:
             span.lap(OWN_DISK)
-        peer_ok = session is not None and self._await_peer(session, stream, spin_us, span)
+        peer_ok = session is not None and self._await_peer(session, stream, span)
         if error is not None:
             # Known to the peer first, which then is the only good copy.
             if not primary.disk_failed(error) or not peer_ok:
@@ -113,13 +112,13 @@ class FlushRounds:
                 replica.flushing.clear_all()
                 replica.log.stable_through(number)
 
-    def _ask_peer(self, session: "Session | None", spin_us: int, span: Span | None) -> "Stream | None":
+    def _ask_peer(self, session: "Session | None", alone: bool, span: Span | None) -> "Stream | None":
         if session is None:
             return None
-        flags = (Flag.SPIN if spin_us else 0) | (Flag.TIMED if span is not None else 0)
+        flags = (Flag.SPIN if alone else 0) | (Flag.TIMED if span is not None else 0)
         try:
             stream = session.borrow()
-            stream.send(MessageType.FLUSH, flags, number=spin_us)
+            stream.send(MessageType.FLUSH, flags)
         except LinkLost as lost:
             session.end(lost.message)
             return None
@@ -135,13 +134,11 @@ class FlushRounds:
                 return error
         return None
 
-    def _await_peer(self, session: "Session", stream: "Stream | None", spin_us: int, span: Span | None) -> bool:
+    def _await_peer(self, session: "Session", stream: "Stream | None", span: Span | None) -> bool:
         """Whether the peer's disk is flushed; if not, the session has ended and its blocks are dirty."""
         try:
             if stream is None:
                 raise LinkLost(session.reason)
-            if spin_us:
-                stream.spin(spin_us)
             header, _ = stream.receive_answer()
             if span is not None:
                 span.lap(ANSWER)

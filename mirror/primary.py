@@ -177,8 +177,9 @@ class Primary:
         if self.replica.suspects.any:
             self._on_suspects(change)
         unlock = True
-        alone = self._is_alone()
-        spin_us = self.spin.wanted_us if alone else 0
+        alone = self.is_alone()
+        # Whoever waits for a disk sleeps: to spin beside it only takes the processor from what ends its wait.
+        spin_us = self.spin.wanted_us if alone and not change.flags & Flag.FUA else 0
         started_ns = self.trace.start()
         try:
             if session is None:
@@ -192,7 +193,7 @@ class Primary:
                     self.record_alone()
             else:
                 self.change_both(session, change, spin_us)
-            if alone and unlock and self._is_alone() and change.is_typical and session is not None:
+            if alone and unlock and self.is_alone() and change.is_typical and session is not None:
                 self.spin.note(spin_us > 0, self.trace.start() - started_ns)
         finally:
             if unlock:
@@ -201,11 +202,8 @@ class Primary:
                 self._leave(change)
         return started_ns
 
-    def spin_us(self) -> int:
-        """How long to look for the peer's answer instead of sleeping: only for one that is alone on the way."""
-        return self.spin.wanted_us if self._is_alone() else 0
-
-    def _is_alone(self) -> bool:
+    def is_alone(self) -> bool:
+        """Whether the request that asks is the only one."""
         return self._active == 1 and not self._crowded
 
     def set_crowded(self, crowded: bool) -> None:
