@@ -254,9 +254,9 @@ class Primary:
                     return ticket, first, last
                 except DeviceError as error:
                     self.disk_failed(error)
-            if self.peer_only:
-                return ticket, 0, -1
-            raise self._no_disk()
+            # It may have failed since this request came in, and the peer's standing in just be being agreed.
+            self._await_stand_in(change)
+            return ticket, 0, -1
         except BaseException:
             self._drop(change, ticket)
             raise

@@ -460,24 +460,29 @@ def live(seed: int, steps: int, fault: str = "") -> World:
     return world
 
 
+# A life that always ends in the first row would prove nothing. The rarest of these comes in four of 1500 lives.
+TO_COME = {
+    "adopt-fresh",
+    "behind",
+    "far-behind",
+    "inconsistent-target",
+    "equal-crashed",
+    "discard-bitmap",
+    "join",
+    "policy-discard-zero-changes",
+    "policy-discard-least-changes",
+    "policy-discard-secondary",
+}
+LIVES, LIVES_MAX = 1500, 15000
+
+
 def test_no_life_loses_an_acknowledged_write_or_calls_different_copies_equal(rng: random.Random) -> None:
     rules: set[str] = set()
-    for _ in range(1500):
+    for number in range(LIVES_MAX):
+        if number >= LIVES and rules >= TO_COME:
+            break
         rules |= live(rng.getrandbits(32), 60).rules
-    # A life that always ends in the first row would prove nothing.
-    for rule in (
-        "adopt-fresh",
-        "behind",
-        "far-behind",
-        "inconsistent-target",
-        "equal-crashed",
-        "discard-bitmap",
-        "join",
-        "policy-discard-zero-changes",
-        "policy-discard-least-changes",
-        "policy-discard-secondary",
-    ):
-        assert rule in rules, f"no life came to {rule}"
+    assert rules >= TO_COME, f"no life came to {TO_COME - rules}"
 
 
 @pytest.mark.parametrize("fault", ["g1", "g2", "g3", "g7", "g8", "g9", "clear before stable"])
