@@ -9,7 +9,7 @@ import hashlib
 import sys
 from pathlib import Path
 
-from mirror import primary
+from mirror.core import stages
 
 PACKAGES = ("mirror", "nbd_server")
 SOURCES = Path(__file__).resolve().parent.parent
@@ -44,4 +44,5 @@ def import_root() -> Path:
 
 def is_running() -> bool:
     """Whether this process runs the compiled copy."""
-    return not str(primary.__file__).endswith(".py")
+    # Any of those that are compiled; this one brings nothing else with it.
+    return not str(stages.__file__).endswith(".py")

@@ -50,9 +50,7 @@ def pread(connection: Connection, buffer: memoryview, offset: int, _flags: int) 
         connection.read_into(buffer, offset)
     except Exception as error:  # noqa: BLE001  the outermost call
         raise _failed("read", error) from None
-    request = connection.next_request()
-    if not request & (LOOK_EVERY - 1):
-        connection.cores.look(request, connection.volume.running())
+    _count(connection)
 
 
 def pwrite(connection: Connection, buffer: memoryview, offset: int, flags: int) -> None:
@@ -62,6 +60,10 @@ def pwrite(connection: Connection, buffer: memoryview, offset: int, flags: int) 
         connection.write(buffer, offset, flags & _FUA != 0)
     except Exception as error:  # noqa: BLE001  the outermost call
         raise _failed("write", error) from None
+    _count(connection)
+
+
+def _count(connection: Connection) -> None:
     request = connection.next_request()
     if not request & (LOOK_EVERY - 1):
         connection.cores.look(request, connection.volume.running())

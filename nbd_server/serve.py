@@ -118,8 +118,6 @@ def serve(directory: Path, options: ServeOptions, runtime: Runtime) -> int:
             *(f"dir={directory}", f"primary={options.primary:d}", f"insecure={options.insecure:d}"),
             f"shared={config.shared:d}",
         ]
-        if import_root() == SOURCES:
-            log.info("runs the sources as they are, which takes longer; `make setup` compiles them")
         descriptors = {CHILD_LISTEN: listen, CHILD_LOCK: lock, CHILD_DATA: data}
         return supervisor.run(endpoint.uri(config.name), command, descriptors)
 
@@ -413,7 +411,10 @@ def _numbers(text: str) -> tuple[int, ...]:
 
 def _environment() -> dict[str, str]:
     """nbdkit embeds the same Python as ours; it must see the same packages, and no others."""
-    paths = dict.fromkeys([str(import_root()), *site.getsitepackages()])
+    root = import_root()
+    if root == SOURCES:
+        log.info("runs the sources as they are, which takes longer; `make setup` compiles them")
+    paths = dict.fromkeys([str(root), *site.getsitepackages()])
     own = {
         "LISTEN_FDS": "1",
         PARENT_FD_VARIABLE: str(CHILD_CHANNEL),

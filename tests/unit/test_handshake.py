@@ -387,6 +387,15 @@ def test_a_sound_map_page_that_names_blocks_behind_the_volume_is_damage(tmp_path
         volume._replica.store.close()
 
 
+def cut_until_in_step(first: Volume, second: Volume) -> None:
+    """End the session; the next one has its handshake, and the resync that follows from it."""
+    session = session_of(first)
+    session.end("a cut, for the test")
+    wait_ended(first, session)
+    wait_in_step(first)
+    wait_in_step(second)
+
+
 def test_a_source_is_stable_before_its_target_gives_up_what_only_it_may_remember(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -406,11 +415,7 @@ def test_a_source_is_stable_before_its_target_gives_up_what_only_it_may_remember
 
         monkeypatch.setattr(first._replica.store, "flush", noted_flush)
         monkeypatch.setattr(second._replica, "update", noted_update)
-        session = session_of(first)
-        session.end("a cut, for the test")
-        wait_ended(first, session)
-        wait_in_step(first)
-        wait_in_step(second)
+        cut_until_in_step(first, second)
         assert "target Inconsistent" in done
         assert done.index("source flushed") < done.index("target Inconsistent")
 
@@ -438,11 +443,7 @@ def test_what_is_held_against_a_source_is_forgotten_before_its_target_may_answer
         source.kept_memory, source.crashed_primary = False, True
         target.update(disk=DiskState.OUTDATED)
         monkeypatch.setattr(target.store, "write_superblock", noted_write)
-        session = session_of(first)
-        session.end("a cut, for the test")
-        wait_ended(first, session)
-        wait_in_step(first)
-        wait_in_step(second)
+        cut_until_in_step(first, second)
         held_against, nothing = (True, True), (False, False)
         assert done == [
             (DiskState.INCONSISTENT, held_against, held_against),
