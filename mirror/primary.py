@@ -221,16 +221,22 @@ class Primary:
 
         Whatever fails leaves nothing behind.
         """
-        offset, length = change.offset, change.length
-        first, last = extents_of(offset, length)
+        first, last = extents_of(change.offset, change.length)
         self._under_way.add(change)
+        try:
+            return self._take_turn(change, first, last)
+        except BaseException:
+            self._under_way.discard(change)
+            raise
+
+    def _take_turn(self, change: Change, first: int, last: int) -> tuple[Ticket, int, int]:
         if self.replica.failed:
             self._await_stand_in(change)
         with self._books:
             if not self._open:
                 self._wait_open(change)
             self._active += 1
-            ticket = self._ranges.request(offset, length)
+            ticket = self._ranges.request(change.offset, change.length)
             while not ticket.granted:
                 change.waits_for = RANGE
                 self._changed.wait()
@@ -258,7 +264,7 @@ class Primary:
             self._await_stand_in(change)
             return ticket, 0, -1
         except BaseException:
-            self._drop(change, ticket)
+            self._drop(ticket)
             raise
 
     def _log_ahead_of(self, extent: int, sure: bool) -> None:
@@ -296,17 +302,14 @@ class Primary:
                 request.waits_for = GATE
             with self._fail_lock:
                 if not self.peer_only:
-                    if request is not None:
-                        self._under_way.discard(request)
                     raise self._no_disk()
 
     def _no_disk(self) -> PeerError:
         return PeerError(f"this replica's disk is Failed ({self.replica.failure}) and no peer can stand in")
 
-    def _drop(self, change: Change, ticket: Ticket) -> None:
+    def _drop(self, ticket: Ticket) -> None:
         with self._books:
             self._ranges.unlock(ticket)
-            self._under_way.discard(change)
             self._active -= 1
             self._changed.notify_all()
 
@@ -649,8 +652,8 @@ class Primary:
             log.debug("no room was made ahead in the log: %s", error)
         finally:
             with self._books:
+                self._active -= 1
                 self._log_writer.room_made()
-            self._leave()
 
     def wait_applied(self) -> None:
         """Under A and B: until the peer has applied every write answered so far, or the session ended."""
@@ -661,12 +664,17 @@ class Primary:
     def _enter(self, request: Running | None = None) -> None:
         if request is not None:
             self._under_way.add(request)
-        if self.replica.failed:
-            self._await_stand_in(request)
-        with self._books:
-            if not self._open:
-                self._wait_open(request)
-            self._active += 1
+        try:
+            if self.replica.failed:
+                self._await_stand_in(request)
+            with self._books:
+                if not self._open:
+                    self._wait_open(request)
+                self._active += 1
+        except MirrorError:
+            if request is not None:
+                self._under_way.discard(request)
+            raise
 
     def _leave(self, request: Running | None = None) -> None:
         with self._books:
@@ -681,15 +689,12 @@ class Primary:
             request.waits_for = GATE
         while self.gate is Gate.HELD or (self._paused and self.gate is Gate.OPEN):
             self._changed.wait()
-        if self.gate is Gate.OPEN:
-            if request is not None:
-                request.waits_for = PYTHON
-            return
-        if request is not None:
-            self._under_way.discard(request)
         if self.gate is Gate.CUT:
             raise ConnectionCut("this replica stopped serving; the request stays unanswered")
-        raise NotPrimary("this replica is not the primary")
+        if self.gate is Gate.CLOSED:
+            raise NotPrimary("this replica is not the primary")
+        if request is not None:
+            request.waits_for = PYTHON
 
     def set_gate(self, gate: Gate) -> None:
         with self._books:
