@@ -60,7 +60,7 @@ class Awaited:
 
 
 class Batches:
-    """The queue of one session and its senders, which end with it."""
+    """The queue of one session and its senders, which end with it. `close` and `join` do without some of them too."""
 
     def __init__(self, session: Session, runtime: Runtime) -> None:
         self._session = session
@@ -71,9 +71,11 @@ class Batches:
         self._asleep: list[Lock] = []
         self._woken = False
         self._closed = False
-        self._threads: list[Thread] = [
-            runtime.spawn(f"sender-{number}", self._send, runtime.lock()) for number in range(SENDERS)
-        ]
+        self._threads: list[Thread] = []
+
+    def start(self) -> None:
+        for number in range(SENDERS):
+            self._threads.append(self._runtime.spawn(f"sender-{number}", self._send, self._runtime.lock()))
 
     def put(self, queued: Queued) -> None:
         """To be sent behind what was put before. Raises LinkLost when the session has ended."""

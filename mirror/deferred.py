@@ -213,22 +213,21 @@ class Deferred:
 
     def _reap(self, session: Session, poller: Poller) -> None:
         """Body of the reaper thread: the later word on changes that were sent and are answered."""
-        with poller:
-            while ready := poller.wait():
-                for stream in ready:
-                    try:
-                        header, _ = stream.receive_answer()
-                        self.check(session, header)
-                    except PeerError as lost:
-                        session.end(lost.message)
-                        self.primary.detach(session)
-                        return
-                    with self._books:
-                        poller.remove(stream)
-                        pending = self._by_stream.pop(stream, None)
-                    if pending is not None:
-                        self.applied(pending)
-                    session.give_back(stream)
+        while ready := poller.wait():
+            for stream in ready:
+                try:
+                    header, _ = stream.receive_answer()
+                    self.check(session, header)
+                except PeerError as lost:
+                    session.end(lost.message)
+                    self.primary.detach(session)
+                    return
+                with self._books:
+                    poller.remove(stream)
+                    pending = self._by_stream.pop(stream, None)
+                if pending is not None:
+                    self.applied(pending)
+                session.give_back(stream)
 
     def applied(self, pending: Pending) -> None:
         """The peer has it as well."""
@@ -256,12 +255,15 @@ class Deferred:
             self._changed.wait_for(lambda: next(iter(self._pending), limit) >= limit)
 
     def attach(self, session: Session) -> None:
-        runtime = self.primary.replica.runtime
         with self._books:
-            self._session = session
             if self.protocol != "C":
                 self._poller = Poller()
-                self._threads = [runtime.spawn("reaper", self._reap, session, self._poller)]
+            self._session = session
+
+    def start(self, session: Session) -> None:
+        """Let the reaper begin; `detach` and `join` do without it too."""
+        if self._poller is not None:
+            self._threads = [self.primary.replica.runtime.spawn("reaper", self._reap, session, self._poller)]
 
     def detach(self, session: Session) -> bool:
         """Mark whatever is not applied as dirty and let it go. True when there was any."""
@@ -277,14 +279,17 @@ class Deferred:
                 self.primary.replica.dirty.mark(pending.offset, pending.length)
             if self._poller is not None:
                 self._poller.close()
-                self._poller = None
             self._changed.notify_all()
         for pending in lost:
             self.primary.unlock(pending.ticket, *extents_of(pending.offset, pending.length))
         return bool(lost)
 
     def join(self) -> None:
-        """Wait for the threads of an ended session."""
+        """Wait for the threads of an ended session, and leave nothing of it behind."""
         for thread in self._threads:
             if not self.primary.replica.runtime.is_current(thread):
                 thread.join()
+        self._threads = []
+        if self._poller is not None:
+            self._poller.free()
+            self._poller = None

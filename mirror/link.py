@@ -471,11 +471,23 @@ class Poller:
     """Waits for several streams at once. `wait` belongs to one thread; add and remove to any."""
 
     def __init__(self) -> None:
-        self._epoll = select.epoll()
+        """Raises OperatorError when the system has no descriptor for it."""
         self._streams: dict[int, Stream] = {}
-        self._wake_reader, self._wake_writer = socket.socketpair()
-        self._epoll.register(self._wake_reader.fileno(), select.EPOLLIN)
         self._closed = False
+        try:
+            self._wake_reader, self._wake_writer = socket.socketpair()
+            try:
+                self._epoll = select.epoll()
+                self._epoll.register(self._wake_reader.fileno(), select.EPOLLIN)
+            except OSError:
+                self._wake_reader.close()
+                self._wake_writer.close()
+                raise
+        except OSError as error:
+            raise OperatorError(
+                f"can't wait for what the peer sends: {error.strerror or error}",
+                remedy="see what uses all descriptors, or allow more (ulimit -n; LimitNOFILE of a systemd unit)",
+            ) from error
 
     def add(self, stream: Stream) -> None:
         """Raises LinkLost for a stream that was closed already."""
@@ -516,12 +528,16 @@ class Poller:
         except OSError:
             pass
 
+    def free(self) -> None:
+        """Give the descriptors back; only when nobody waits any more."""
+        self._epoll.close()
+        self._wake_reader.close()
+        self._wake_writer.close()
+
     def __enter__(self) -> "Poller":
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._epoll.close()
-        self._wake_reader.close()
-        self._wake_writer.close()
+        self.free()

@@ -541,7 +541,6 @@ class Peer:
             primary.attach(session)
             if plan.outcome.action is Action.NONE:
                 primary.in_step(session, disk=DiskState.UP_TO_DATE, met_peer=True)
-                self.retry.begin_anew()
             elif plan.outcome.action in handshake.SOURCE:
                 replica.define_contents(met_peer=True)
             else:
@@ -549,11 +548,20 @@ class Peer:
             self._go_live(session, plan)
         except BaseException:
             primary.detach(session)
+            primary.join()
             raise
         finally:
             primary.resume()
 
     def _go_live(self, session: Session, plan: Plan) -> None:
+        try:
+            self._begin_session(session, plan)
+        except MirrorError as error:
+            # It is in place, so it ends as every session does: whoever cleans up finds what had begun.
+            self.retry.failed(error.message)
+            session.end(str(error))
+
+    def _begin_session(self, session: Session, plan: Plan) -> None:
         action = plan.outcome.action
         state = ConnectionState.CONNECTED
         if action in handshake.SOURCE:
@@ -578,17 +586,19 @@ class Peer:
             if state is not ConnectionState.SYNC_SOURCE:
                 # In step with us, or the source of our resync: whatever it could not know alone, it is the newest.
                 self._peer_is_up_to_date(session)
+            # One by one: what has begun ends with the session, also where the next one can't begin.
+            self._primary.start(session)
             spans = self._primary.trace.spans
-            self._receivers = [
-                Receiver(self._replica, session, session.incoming, "apply", spans),
-                Receiver(self._replica, session, session.sync_incoming, "resync-apply", spans),
-            ]
+            for streams, name in ((session.incoming, "apply"), (session.sync_incoming, "resync-apply")):
+                receiver = Receiver(self._replica, session, streams, name, spans)
+                self._receivers.append(receiver)
+                receiver.start()
             spawn, settings = self._runtime.spawn, self.settings
-            self._threads = [
-                spawn("control", session.serve_control, self._control),
-                spawn("monitor", session.watch, settings.peer_timeout_s, settings.disk_timeout_s),
-                spawn("verify", self.verifier.serve, session),
-            ]
+            self._threads.append(spawn("control", session.serve_control, self._control))
+            self._threads.append(spawn("monitor", session.watch, settings.peer_timeout_s, settings.disk_timeout_s))
+            self._threads.append(spawn("verify", self.verifier.serve, session))
+            if action is Action.NONE:
+                self.retry.begin_anew()
             if state is ConnectionState.SYNC_SOURCE:
                 assert plan.their_suspects is not None, "a source has selected what it copies"
                 self.source = SyncSource(

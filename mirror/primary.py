@@ -739,13 +739,22 @@ class Primary:
         return True
 
     def attach(self, session: Session) -> None:
-        """From now on changes go to the peer too; call while the gate holds all requests and none is running."""
+        """From now on changes go to the peer too; call while the gate holds all requests and none is running.
+
+        Raises OperatorError. Whatever there is by then of it, and of `start`, goes by `detach` and `join`.
+        """
         # First: a flush of a stop may use the session as soon as it is there, see its end, and then detach it.
         self.batches = Batches(session, self.replica.runtime)
         self._deferred.attach(session)
         with self._books:
             self.session = session
             self._alone_recorded = False
+
+    def start(self, session: Session) -> None:
+        """Let the session's threads on this side begin. Raises OperatorError."""
+        assert self.batches is not None
+        self.batches.start()
+        self._deferred.start(session)
 
     def detach(self, session: Session) -> None:
         """The session ended: what may be lost on the peer is dirty (invariant unstable-is-dirty). May be repeated."""

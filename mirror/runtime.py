@@ -5,11 +5,14 @@ same code can run on greenlets under virtual time. In production this is `thread
 the hot path: `lock()` returns the very `threading.Lock`.
 """
 
+import functools
 import os
 import threading
 import time
 from collections.abc import Callable
 from typing import Any, Protocol, cast
+
+from mirror.core.errors import OperatorError
 
 
 class Lock(Protocol):
@@ -43,9 +46,18 @@ class Runtime:
         return cast(Condition, threading.Condition(cast(Any, lock)) if lock else threading.Condition(threading.Lock()))
 
     def spawn(self, name: str, function: Callable[..., None], *arguments: object) -> Thread:
-        """Start a daemon thread; it must end by itself, because daemons are not waited for at exit."""
+        """Start a daemon thread; it must end by itself, because daemons are not waited for at exit.
+
+        Raises OperatorError when the system gives none.
+        """
         thread = threading.Thread(target=function, args=arguments, name=name, daemon=True)
-        thread.start()
+        try:
+            thread.start()
+        except RuntimeError as error:
+            raise OperatorError(
+                f"can't start the thread {name!r}: {error}",
+                remedy="see what uses all threads, or allow more (ulimit -u; TasksMax of a systemd unit)",
+            ) from error
         return thread
 
     def is_current(self, thread: Thread | None) -> bool:
@@ -61,8 +73,7 @@ class Runtime:
 
     def boot_id(self) -> bytes:
         """16 bytes that name this boot of the machine: what was in its page cache is still there while it holds."""
-        with open("/proc/sys/kernel/random/boot_id") as file:
-            return bytes.fromhex(file.read().strip().replace("-", ""))
+        return _boot_id()
 
     def random_number(self) -> int:
         """64 random bits, never 0 or 1 (both have a meaning as generation)."""
@@ -70,3 +81,10 @@ class Runtime:
 
     def random_bytes(self, count: int) -> bytes:
         return os.urandom(count)
+
+
+@functools.cache
+def _boot_id() -> bytes:
+    """Read once: where a session begins or a resync ends there may be no descriptor left for it."""
+    with open("/proc/sys/kernel/random/boot_id") as file:
+        return bytes.fromhex(file.read().strip().replace("-", ""))

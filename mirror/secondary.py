@@ -60,32 +60,39 @@ class Receiver:
         self._spin_us = 0
         # What flushes take of late.
         self._flush_s = QUICK_FLUSH_S
-        self._threads: list[Thread] = [
-            replica.runtime.spawn(f"{name}-{i}", self._work) for i in range(min(WORKERS, len(streams)))
-        ]
-        self._threads.append(replica.runtime.spawn(name, self._serve))
+        self._name = name
+        self._threads: list[Thread] = []
+
+    def start(self) -> None:
+        """Begin to serve; `join` does without some of the threads too."""
+        spawn = self._replica.runtime.spawn
+        # First, because it ends the others.
+        self._threads.append(spawn(self._name, self._serve))
+        for number in range(min(WORKERS, len(self._streams))):
+            self._threads.append(spawn(f"{self._name}-{number}", self._work))
 
     def join(self) -> None:
         """Wait until nothing of the ended session can touch the disk any more (invariant drain-before-next)."""
         for thread in self._threads:
             thread.join()
+        self._poller.free()
 
     def _serve(self) -> None:
-        with self._poller as poller:
-            try:
-                for stream in self._streams:
-                    poller.add(stream)
-                while not self._session.ended:
-                    ready = poller.wait(self._spin_us)
-                    self._spin_us = 0
-                    for stream in ready:
-                        self._receive(stream, alone=len(ready) == 1)
-            except (LinkLost, ProtocolError) as error:
-                self._session.end(error.message)
-            finally:
-                with self._lock:
-                    self._ended = True
-                    self._lock.notify_all()
+        poller = self._poller
+        try:
+            for stream in self._streams:
+                poller.add(stream)
+            while not self._session.ended:
+                ready = poller.wait(self._spin_us)
+                self._spin_us = 0
+                for stream in ready:
+                    self._receive(stream, alone=len(ready) == 1)
+        except (LinkLost, ProtocolError) as error:
+            self._session.end(error.message)
+        finally:
+            with self._lock:
+                self._ended = True
+                self._lock.notify_all()
 
     def _receive(self, stream: Stream, alone: bool) -> None:
         while True:

@@ -81,7 +81,8 @@ class SyncSource:
 
     def start(self) -> None:
         self._running = SYNC_STREAMS
-        self._threads = [self._runtime.spawn(f"resync-{i}", self._copy, i) for i in range(SYNC_STREAMS)]
+        for number in range(SYNC_STREAMS):
+            self._threads.append(self._runtime.spawn(f"resync-{number}", self._copy, number))
 
     def join(self) -> None:
         for thread in self._threads:
