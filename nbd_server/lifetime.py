@@ -1,9 +1,9 @@
 """One volume in one nbdkit process, from nbdkit's fork to the end of the process; knows nothing of nbdkit itself.
 
 The volume opens and starts in a thread of its own, so that nbdkit accepts clients meanwhile; they wait until the role
-is decided. The parent (serve.py) learns of `ready`, `refused` and `stopped` and sends `stop`, one JSON object a line
-over a socket pair. When the parent is gone, the volume is stopped in order all the same. The process always ends by
-os._exit: nbdkit would finalize a Python whose threads still run, and would first wait for requests that only the end
+is decided. The parent (serve.py) learns of `role`, `ready`, `refused` and `stopped` and sends `stop`, one JSON object
+a line over a socket pair. When the parent is gone, the volume is stopped in order all the same. The process always ends
+by os._exit: nbdkit would finalize a Python whose threads still run, and would first wait for requests that only the end
 releases.
 """
 
@@ -18,6 +18,7 @@ from typing import Any, NoReturn
 
 from mirror.core.errors import MirrorError, OperatorError
 from mirror.core.limits import START_WAIT_S
+from mirror.core.states import Role
 from mirror.runtime import Runtime
 from nbd_server.volume import StartOptions, Volume
 
@@ -118,7 +119,7 @@ class Lifetime:
         name_known: Callable[[str], None],
     ) -> None:
         try:
-            volume = Volume.open(directory, options, self._runtime, cut_connections)
+            volume = Volume.open(directory, options, self._runtime, cut_connections, self._tell_role)
             name_known(volume.name)
             with self._changed:
                 self._volume = volume
@@ -138,6 +139,9 @@ class Lifetime:
             self._decided = True
             self._changed.notify_all()
         self._say(event="ready", role=role)
+
+    def _tell_role(self, role: Role) -> None:
+        self._say(event="role", role=role.value)
 
     def _refuse(self, message: str, remedy: str) -> None:
         with self._changed:

@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from mirror.core.errors import OperatorError
+from mirror.core.states import Role
 from mirror.runtime import Runtime
 from nbd_server import config as configuration
 from nbd_server import hold, listening
@@ -107,7 +108,7 @@ def serve(directory: Path, options: ServeOptions, runtime: Runtime) -> int:
     listening.check_socket_path(endpoint)
     _check_addresses(config, endpoint, options.insecure)
     nbdkit = find_nbdkit()
-    with _Supervisor(config, runtime) as supervisor, contextlib.ExitStack() as held:
+    with _Supervisor(config, options.primary, runtime) as supervisor, contextlib.ExitStack() as held:
         lock = _keep(held, hold.hold_directory(directory, runtime))
         held.callback(os.ftruncate, lock, 0)
         data = _keep(held, hold.hold_data(config.data_path(directory), runtime))
@@ -115,8 +116,7 @@ def serve(directory: Path, options: ServeOptions, runtime: Runtime) -> int:
         listen = _keep(held, os.dup(listener.fileno()))
         command = [
             *(nbdkit, "-f", "-t", str(WORKER_THREADS), "python", str(SOURCES / "nbd_server" / "plugin.py")),
-            *(f"dir={directory}", f"primary={options.primary:d}", f"insecure={options.insecure:d}"),
-            f"shared={config.shared:d}",
+            *(f"dir={directory}", f"insecure={options.insecure:d}", f"shared={config.shared:d}"),
         ]
         descriptors = {CHILD_LISTEN: listen, CHILD_LOCK: lock, CHILD_DATA: data}
         return supervisor.run(endpoint.uri(config.name), command, descriptors)
@@ -125,8 +125,10 @@ def serve(directory: Path, options: ServeOptions, runtime: Runtime) -> int:
 class _Supervisor:
     """The loop around one nbdkit after another."""
 
-    def __init__(self, config: Config, runtime: Runtime) -> None:
+    def __init__(self, config: Config, primary: bool, runtime: Runtime) -> None:
         self._config = config
+        # To be, or what nbdkit was when it last said so: a role that was given up does not come back by a death.
+        self._primary = primary
         self._runtime = runtime
         self._uri = ""
         self._command: list[str] = []
@@ -195,7 +197,7 @@ class _Supervisor:
         theirs.close()
         # Socket activation wants the child's process id in its environment: only a shell can tell it before the exec.
         shell = ["sh", "-c", 'LISTEN_PID=$$ exec "$@"', "sh"]
-        parameters = [f"resume={resume:d}", f"memory_kept={memory_kept:d}"]
+        parameters = [f"primary={self._primary:d}", f"resume={resume:d}", f"memory_kept={memory_kept:d}"]
         duplicates = {**self._descriptors, CHILD_CHANNEL: channel, 1: 2}
         pid = os.posix_spawn(
             "/bin/sh",
@@ -260,6 +262,8 @@ class _Supervisor:
 
     def _hear(self, child: Child, event: dict[str, Any]) -> None:
         match event["event"]:
+            case "role":
+                self._primary = event["role"] == Role.PRIMARY.value
             case "ready":
                 child.ready = True
                 self._say_ready(event["role"])

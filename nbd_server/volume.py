@@ -55,8 +55,9 @@ PROMOTE_PATIENCE_S = 0.5
 
 @dataclass(frozen=True)
 class StartOptions:
-    """How `serve` was asked to start. `resume`: nbdkit died and its parent starts it again; `memory_kept`: the parent
-    has proven with a descriptor held since before that nothing written was forgotten."""
+    """How `serve` was asked to start. `resume`: nbdkit died and its parent starts it again, as `primary` if it was that
+    last; `memory_kept`: the parent has proven with a descriptor held since before that nothing written was forgotten.
+    """
 
     primary: bool = False
     insecure: bool = False
@@ -76,6 +77,7 @@ class Volume:
         runtime: Runtime,
         replica: Replica,
         cut_connections: Callable[[], None],
+        tell_role: Callable[[Role], None],
         notes: list[str],
     ) -> None:
         self.name = config.name
@@ -87,6 +89,7 @@ class Volume:
         self._runtime = runtime
         self._replica = replica
         self._cut_connections = cut_connections
+        self._tell_role = tell_role
         self._notes = notes
         self._trace = Trace()
         self._primary = Primary(replica, config.protocol, self._trace, Spin(config.spin))
@@ -108,8 +111,17 @@ class Volume:
         self.trim = self._primary.trim
 
     @staticmethod
-    def open(directory: Path, options: StartOptions, runtime: Runtime, cut_connections: Callable[[], None]) -> "Volume":
-        """Read the replica's files and recover them. Raises MirrorError that names what is wrong and the remedy."""
+    def open(
+        directory: Path,
+        options: StartOptions,
+        runtime: Runtime,
+        cut_connections: Callable[[], None],
+        tell_role: Callable[[Role], None] = lambda _: None,
+    ) -> "Volume":
+        """Read the replica's files and recover them. Raises MirrorError that names what is wrong and the remedy.
+
+        `tell_role` is told of every role that is taken, and of one that is left before that is durable.
+        """
         config = load(directory)
         replica, notes = open_replica(
             runtime,
@@ -123,7 +135,7 @@ class Volume:
         )
         for note in notes:
             log.warning("%s", note)
-        return Volume(directory, config, options, runtime, replica, cut_connections, notes)
+        return Volume(directory, config, options, runtime, replica, cut_connections, tell_role, notes)
 
     @property
     def size_bytes(self) -> int:
@@ -152,8 +164,9 @@ class Volume:
         self._peer.start()
         self._log_sizer.start()
         if self._options.resume:
-            if was_primary:
-                self._resume_primary()
+            # That it crashed as primary is remembered beyond a start as secondary and a demotion, so it is not enough.
+            if not (self._options.primary and was_primary and self._resume_primary()):
+                self._tell_role(Role.SECONDARY)
         elif self._options.primary:
             refusal = self._become_primary_at_start(resume=False)
             if refusal is not None:
@@ -180,13 +193,14 @@ class Volume:
             )
         self._take_role_alone()
 
-    def _resume_primary(self) -> None:
+    def _resume_primary(self) -> bool:
         refusal = self._become_primary_at_start(resume=True)
         if refusal is not None:
             log.warning("not primary again after nbdkit died: %s", refusal)
             self._until_connected.append(
                 f"nbdkit died while this replica was primary, and it did not resume: {refusal.message}"
             )
+        return refusal is None
 
     def _become_primary_at_start(self, resume: bool) -> OperatorError | None:
         """Ask the peer, then become primary, or say why not."""
@@ -309,6 +323,7 @@ class Volume:
         self._serve_as_primary()
 
     def _serve_as_primary(self) -> None:
+        self._tell_role(Role.PRIMARY)
         self._primary.flushes.needed = True
         self._primary.set_gate(Gate.OPEN)
         if self._peer is not None:
@@ -320,6 +335,7 @@ class Volume:
         self._primary.set_gate(Gate.CUT)
         # Before it is recorded: who is cut off comes back at once, and is to be turned away.
         self._replica.role = Role.SECONDARY
+        self._tell_role(Role.SECONDARY)
         self._cut_connections()
         try:
             self._replica.persist_map()

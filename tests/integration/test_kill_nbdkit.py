@@ -1,14 +1,16 @@
 """nbdkit alone dies: its parent starts it again within half a second, in its old role where nothing moved on."""
 
 import random
+import re
 import signal
 import time
+from typing import Any
 
 import pytest
 
 from tests.integration.clients import Writer, new_history
 from tests.integration.cluster import PEER_LOST, Cluster, Replica, assert_equal_copies
-from tests.integration.processes import signal_quietly, wait_for, wait_gone
+from tests.integration.processes import free_port, signal_quietly, wait_for, wait_gone
 
 NBDKIT_DIED = PEER_LOST + "|nbdkit|died|restart|started again|crash|signal"
 SCHEDULING_S = 0.25
@@ -136,3 +138,50 @@ def test_the_parent_dies_alone(cluster: Cluster) -> None:
     a.serve()
     with a.client(timeout_s=2) as client:
         assert bytes(client.pread(4, 0)) == b"kept"
+
+
+def wait_started_again(replica: Replica) -> dict[str, Any]:
+    """Kill nbdkit, and wait until another one has decided what it is."""
+
+    def starts() -> int:
+        return len(re.findall("primary, serving NBD clients|secondary, ready", replica.log()))
+
+    before = starts()
+    wait_new_nbdkit(replica, replica.kill_nbdkit())
+    wait_for(lambda: starts() > before, 15.0, "its start")
+    return replica.status()
+
+
+def test_a_role_that_was_given_up_does_not_come_back(cluster: Cluster, rng: random.Random) -> None:
+    """It crashed as primary and resumed while its peer was away: that is remembered until they meet, also demoted."""
+    a, b = cluster.pair()
+    for replica in (a, b):
+        replica.allow(NBDKIT_DIED, "promot|primary")
+    b.stop()
+    with a.client() as client:
+        client.pwrite(rng.randbytes(4096), 0)
+    assert wait_started_again(a)["role"] == "primary"
+    a.demote("--force")
+    assert wait_started_again(a)["role"] == "secondary"
+    # Not for good either: what it became since is what it is again.
+    a.promote()
+    assert wait_started_again(a)["role"] == "primary"
+
+
+def test_a_start_as_secondary_is_not_undone_by_a_death(cluster: Cluster, rng: random.Random) -> None:
+    """The peer was promoted after a crash of the primary's node, and can't be reached: there must be no second one."""
+    a, b = cluster.pair()
+    for replica in (a, b):
+        replica.allow(NBDKIT_DIED, "promot|primary")
+    b.kill()
+    with a.client() as client:
+        client.pwrite(rng.randbytes(4096), 0)
+    a.kill()
+    for replica in (a, b):
+        replica.configure(peer=f"tcp://127.0.0.1:{free_port()}")
+    b.serve()
+    b.promote()
+    a.serve()
+    assert a.status()["role"] == "secondary"
+    assert wait_started_again(a)["role"] == "secondary"
+    assert b.status()["role"] == "primary"

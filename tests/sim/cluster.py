@@ -124,7 +124,7 @@ class Machine:
         self.cut = False
         # The last run did not end in order, so that only the parent can prove that nothing was forgotten.
         self.unclean = False
-        # What its parent knows: how it was told to start, and whether a volume was ready since.
+        # What its parent knows: how it was told to start, or what it said since that it is; whether it was ready.
         self.as_primary = False
         self.crowd = (1, 2, 9)[plan.seed // 2 % 3]
         self.was_ready = False
@@ -187,16 +187,25 @@ class Machine:
         if self.unclean and not memory_kept:
             self.on_forgotten()
         self.unclean = True
-        if not resume:
-            self.as_primary, self.was_ready = primary, False
+        self.as_primary = primary
+        self.was_ready = self.was_ready and resume
         options = StartOptions(primary=primary, resume=resume, memory_kept=memory_kept)
         process = self.process = Process(self.name)
         self.world.note(self.name, f"starts{' as primary' if primary else ''}{' again (resume)' if resume else ''}")
         runtime = self._runtime(process)
 
+        def tell_role(role: Role) -> None:
+            self.as_primary = role is Role.PRIMARY
+
         def body() -> None:
             try:
-                volume = Volume.open(self.directory, options, runtime, self._cut_connections)  # type: ignore[arg-type]
+                volume = Volume.open(
+                    self.directory,
+                    options,
+                    runtime,  # type: ignore[arg-type]
+                    self._cut_connections,
+                    tell_role,
+                )
                 if process.dead:
                     return
                 # Also few clients share messages.
@@ -216,7 +225,7 @@ class Machine:
     def start_again(self) -> None:
         """nbdkit is gone and its parent starts it anew, as nbd_server.serve does."""
         ready = self.was_ready
-        self.start(primary=self.as_primary and not ready, resume=ready, memory_kept=ready)
+        self.start(primary=self.as_primary, resume=ready, memory_kept=ready)
 
     def kill(self, why: str = "killed") -> None:
         """The process is gone; the machine and its page cache stay."""
