@@ -14,6 +14,7 @@ Threads: one thread sends on a stream and one receives at a time. The control st
 
 import select
 import socket
+import struct
 import time
 from collections.abc import Callable, Sequence
 from types import TracebackType
@@ -32,6 +33,8 @@ SOCKET_BUFFER_BYTES = 1024 * 1024
 # Larger payloads are rare, and not worth keeping their memory.
 SPARE_BYTES_MAX = 4 * 1024 * 1024
 NO_PAYLOAD = memoryview(b"")
+# In the kernel's struct tcp_info: bytes that the other end has confirmed, bytes that came from it.
+TCP_INFO_MOVED = struct.Struct("=120x2Q")
 # A stranger that connects and says nothing is dropped after this time.
 GREETING_TIMEOUT_S = 2.0
 LISTEN_BACKLOG = 64
@@ -249,6 +252,19 @@ class Stream:
     def owed(self) -> bool:
         """The peer has not answered everything that was asked on this stream."""
         return self.answered < self.sent - self.asked_from
+
+    @property
+    def moved_bytes(self) -> int:
+        """What the peer's system has of what was sent, and ours of what the peer sent: grows while anything moves.
+
+        The kernel counts it anyway, so that a request pays nothing for it. 0 where it can't tell.
+        """
+        try:
+            info = self._socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, TCP_INFO_MOVED.size)
+            confirmed, came = TCP_INFO_MOVED.unpack(info)
+        except (OSError, struct.error):
+            return 0
+        return int(confirmed) + int(came)
 
     @property
     def buffered(self) -> bool:

@@ -261,18 +261,24 @@ class Session:
         if len(payload) != COUNTER.size * len(incoming):
             raise ProtocolError("a heartbeat for another number of streams")
         for index, ((sent,), stream) in enumerate(zip(COUNTER.iter_unpack(payload), incoming, strict=True)):
-            self._note_progress(index, stream.received, stream.received < sent)
+            self._note_progress(index, stream, stream.received < sent)
 
     def check_answers(self) -> None:
         """Note for each outgoing stream whether the peer still owes an answer."""
         for index, stream in enumerate((*self.outgoing, *self.sync_outgoing)):
-            self._note_progress(-1 - index, stream.received, stream.owed)
+            self._note_progress(-1 - index, stream, stream.owed)
 
-    def _note_progress(self, key: int, position: int, owed: bool) -> None:
-        known = self._progress.get(key)
+    def _note_progress(self, key: int, stream: Stream, owed: bool) -> None:
+        """Since when nothing has moved on a stream on which something is owed, no message and no byte of one.
+
+        Bytes count, because a large request, or what gathers under protocol A, may be on its way for minutes.
+        """
         if not owed:
             self._progress.pop(key, None)
-        elif known is None or known[0] != position:
+            return
+        position = stream.received + stream.moved_bytes
+        known = self._progress.get(key)
+        if known is None or known[0] != position:
             self._progress[key] = (position, self._runtime.now_s())
 
     def watch(self, peer_timeout_s: float, disk_timeout_s: float) -> None:
@@ -288,7 +294,7 @@ class Session:
                 if now_s - self.heard_at_s > silence_s:
                     self.end(f"no sign of life from the peer for {now_s - self.heard_at_s:.1f} s")
                 self.check_answers()
-                # The peer lives, so an owed answer or an unread message means that its disk is slow.
+                # The peer lives, so an owed answer or an unread message on its own means that its disk is slow.
                 oldest_s = min((since for _, since in list(self._progress.values())), default=now_s)
                 if now_s - oldest_s > disk_timeout_s:
                     self.end(f"a request was not carried out within {disk_timeout_s:g} s (disk_timeout_s)")

@@ -72,8 +72,11 @@ def wait_ended(volume: Volume, session: Session) -> str:
     return session.reason
 
 
-def create(directory: Path, listen: int, peer: int, protocol: Any = "C", size_bytes: int = SIZE_BYTES) -> Config:
-    config = Config("vol", protocol, Address("127.0.0.1", listen), Address("127.0.0.1", peer), wait_for_peer_s=5.0)
+def create(
+    directory: Path, listen: int, peer: int, protocol: Any = "C", size_bytes: int = SIZE_BYTES, **more: Any
+) -> Config:
+    addresses = Address("127.0.0.1", listen), Address("127.0.0.1", peer)
+    config = Config("vol", protocol, *addresses, wait_for_peer_s=5.0, **more)
     make_replica(directory, config, Wish(size_bytes, keep_data=False, force=False, join=False))
     return config
 
@@ -100,12 +103,16 @@ def pair(
     protocol: str = "C",
     ports: tuple[int, int, int, int] | None = None,
     size_bytes: int = SIZE_BYTES,
+    **more: Any,
 ) -> Iterator[tuple[Volume, Volume]]:
-    """A primary and its secondary, in step. `ports`: where each listens and where each finds the other."""
+    """A primary and its secondary, in step. `ports`: where each listens and where each finds the other.
+
+    `more` of their configuration.
+    """
     listen_a, listen_b = free_port(), free_port()
     ports = ports or (listen_a, listen_b, listen_b, listen_a)
     for name, listen, peer in (("a", ports[0], ports[2]), ("b", ports[1], ports[3])):
-        create(directory / name, listen, peer, protocol, size_bytes)
+        create(directory / name, listen, peer, protocol, size_bytes, **more)
     second = serve(directory / "b")
     try:
         first = serve(directory / "a", primary=True)

@@ -88,7 +88,7 @@ def test_a_failed_flush_is_told_once_and_the_data_never_reaches_the_disk(
 
 
 class Real:
-    """Threads and a socket pair."""
+    """Threads and a connection on the loopback."""
 
     def run(self, *functions: Callable[[], None]) -> None:
         threads = [threading.Thread(target=function) for function in functions]
@@ -99,7 +99,9 @@ class Real:
             assert not thread.is_alive()
 
     def pair(self) -> tuple[Stream, Stream]:
-        one, two = socket.socketpair()
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            one = socket.create_connection(listener.getsockname())
+            two, _ = listener.accept()
         return Stream(one, "one"), Stream(two, "two")
 
 
@@ -153,6 +155,29 @@ def test_messages_arrive_in_order_and_whole(world: World) -> None:
     world.run(receive, send)
     assert got == [(index, bytes([index]) * (index * 5000)) for index in range(20)]
     world.run(one.close, two.close)
+
+
+def test_what_moves_is_counted_at_both_ends(world: World) -> None:
+    one, two = world.pair()
+    message_bytes, answer_bytes = 9 + 60 + 4096, 2 + 60
+    moved: list[int] = []
+
+    def talk() -> None:
+        # How a connection began may count.
+        begun = one.moved_bytes, two.moved_bytes
+        one.send(MessageType.WRITE, payload=bytes(4096))
+        two.receive()
+        moved.append(two.moved_bytes - begun[1])
+        # It confirms what came before.
+        two.send(MessageType.ANSWER)
+        one.receive()
+        moved.append(one.moved_bytes - begun[0])
+        one.close()
+        moved.append(one.moved_bytes)
+
+    world.run(talk)
+    assert moved == [message_bytes, message_bytes + answer_bytes, 0]
+    world.run(two.close)
 
 
 def test_a_shutdown_ends_both_sides(world: World) -> None:

@@ -7,6 +7,7 @@ connections overtake each other. A cut holds segments back (TCP repeats them) un
 
 import errno
 import socket as real_socket
+import struct
 from collections import deque
 from collections.abc import Callable
 from typing import Any
@@ -163,6 +164,7 @@ class Socket:
         self.reset = False
         self.timeout_s: float | None = None
         self.unread_bytes = 0
+        self.came_bytes = 0
         self.connection: Connection | None = None
         self.side = 0
         self.address = ""
@@ -180,6 +182,14 @@ class Socket:
 
     def setsockopt(self, *arguments: object) -> None:
         pass
+
+    def getsockopt(self, _level: int, option: int, size: int) -> bytes:
+        """TCP_INFO, as far as it counts bytes: what arrived is confirmed."""
+        assert option == SocketModule.TCP_INFO
+        if self.closed:
+            raise OSError(errno.EBADF, "Bad file descriptor")
+        confirmed = self.connection.ends[1 - self.side].came_bytes if self.connection is not None else 0
+        return struct.pack("=120x2Q", confirmed, self.came_bytes)[:size]
 
     def settimeout(self, seconds: float | None) -> None:
         self.timeout_s = seconds
@@ -296,6 +306,7 @@ class Socket:
         elif not self.shut:
             self._inbox.append(segment)
             self.unread_bytes += len(segment)
+            self.came_bytes += len(segment)
         self._wake()
 
     def abandon(self) -> None:
@@ -385,7 +396,7 @@ class SocketModule:
 
     AF_INET, AF_INET6, SOCK_STREAM = real_socket.AF_INET, real_socket.AF_INET6, real_socket.SOCK_STREAM
     SOL_SOCKET, SO_REUSEADDR, SO_SNDBUF, SO_RCVBUF = 1, 2, 7, 8
-    IPPROTO_TCP, TCP_NODELAY, SHUT_RDWR = 6, 1, 2
+    IPPROTO_TCP, TCP_NODELAY, TCP_INFO, SHUT_RDWR = 6, 1, 11, 2
 
     def __init__(self, links: Links) -> None:
         self._links = links
