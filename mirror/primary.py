@@ -726,17 +726,26 @@ class Primary:
             self._changed.notify_all()
 
     def let_requests_end(self, timeout_s: float) -> bool:
-        """Wait for the changes that run now, while new ones go on. False when that took too long."""
+        """Wait for the requests that run now, while new ones go on. False when that took too long.
+
+        Of those that change something that is a must. The others are waited for because on a disk that hangs nobody
+        should be held up, as `pause` would, for what can't end in time.
+        """
         runtime = self.replica.runtime
         deadline_s = runtime.now_s() + timeout_s
         with self._books:
-            running = self._ranges.tickets()
-            while not running.isdisjoint(self._ranges.tickets()):
+            changing, asked = self._ranges.tickets(), self._past_the_gate()
+            while not (changing.isdisjoint(self._ranges.tickets()) and asked.isdisjoint(self._past_the_gate())):
                 if runtime.now_s() >= deadline_s:
                     return False
                 # Looked at now and then: to be told would cost every write something.
                 self._changed.wait(CHANGES_LOOK_S)
         return True
+
+    def _past_the_gate(self) -> set[Running]:
+        """What was asked of this replica and is being carried out."""
+        # A copy, made in one step: they come and go meanwhile.
+        return {one for one in list(self._under_way) if one.waits_for != GATE}
 
     def attach(self, session: Session) -> None:
         """From now on changes go to the peer too; call while the gate holds all requests and none is running.

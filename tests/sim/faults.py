@@ -256,7 +256,11 @@ FAULTS = (
     ),
     _fault(
         "a source stable before the former session's requests have ended",
-        ("mirror.primary:Primary.let_requests_end", "running = self._ranges.tickets()", "running = set()"),
+        (
+            "mirror.primary:Primary.let_requests_end",
+            "changing, asked = self._ranges.tickets(), self._past_the_gate()",
+            "changing, asked = set(), set()",
+        ),
         events=("kill-nbdkit", "stall-disk"),
     ),
     _fault(

@@ -1,5 +1,5 @@
-"""A session that can't be put in place because the system gives no thread or no descriptor: said, tried again later,
-and nothing of it is left."""
+"""A session that can't be put in place. No thread or descriptor: that is said, it is tried again later, and nothing of
+it is left. A request that hangs: nobody else is held up."""
 
 import errno
 import os
@@ -17,6 +17,7 @@ import pytest
 
 from mirror.core import backoff
 from mirror.core.states import ConnectionState
+from mirror.peer import STILL_RUNNING
 from nbd_server.volume import Volume
 from tests.pair import PATIENCE_S, pair, peer_of, session_of, wait_ended, wait_in_step
 
@@ -150,6 +151,46 @@ def test_no_descriptor_for_a_poller(
     error = OSError(errno.EMFILE, os.strerror(errno.EMFILE))
     refuse(monkeypatch, apart, owner, call, error, number)
     check(apart, "can't wait for what the peer sends: Too many open files")
+
+
+@pytest.mark.parametrize("what", ["read_into", "write", "flush"])
+def test_a_request_that_hangs_holds_up_no_other(apart: Apart, monkeypatch: pytest.MonkeyPatch, what: str) -> None:
+    first, store = apart.first, apart.first._replica.store
+    really, hangs, goes_on = getattr(store, what), threading.Event(), threading.Event()
+    paused: list[float] = []
+
+    def call(*arguments: Any) -> Any:
+        if not hangs.is_set():
+            hangs.set()
+            assert goes_on.wait(PATIENCE_S)
+        return really(*arguments)
+
+    def pause(timeout_s: float) -> bool:
+        paused.append(timeout_s)
+        return type(first._primary).pause(first._primary, timeout_s)
+
+    requests: dict[str, Callable[[], None]] = {
+        "read_into": lambda: first.read_into(memoryview(bytearray(4096)), 0),
+        "write": lambda: first.write(DATA, 0, False),
+        "flush": first.flush,
+    }
+    monkeypatch.setattr(store, what, call)
+    monkeypatch.setattr(first._primary, "pause", pause)
+    thread = threading.Thread(target=requests[what])
+    thread.start()
+    assert hangs.wait(PATIENCE_S)
+    apart.meet()
+    apart.wait_failed()
+    assert first.status()["retry"]["reason"] == STILL_RUNNING
+    assert not paused
+    goes_on.set()
+    thread.join(PATIENCE_S)
+    # Either side has seen the plan fail.
+    for volume in (first, apart.second):
+        peer_of(volume).connect(False)
+    for volume in (first, apart.second):
+        wait_in_step(volume)
+    assert paused
 
 
 def test_it_comes_back_by_itself(apart: Apart, monkeypatch: pytest.MonkeyPatch) -> None:
