@@ -38,6 +38,8 @@ TCP_INFO_MOVED = struct.Struct("=120x2Q")
 # A stranger that connects and says nothing is dropped after this time.
 GREETING_TIMEOUT_S = 2.0
 LISTEN_BACKLOG = 64
+# After an accept that the system refused (no descriptor) whoever comes waits so long for the next one.
+ACCEPT_PAUSE_S = 0.1
 # Strangers that are being greeted at one time; each may have a buffer and a first message (128 x 96 KiB).
 GREETINGS_MAX = 128
 
@@ -396,6 +398,8 @@ class Listener:
         # The oldest first.
         self._greeting: dict[Stream, None] = {}
         self._lock = runtime.lock()
+        self._closing = runtime.condition()
+        self._closed = False
         host, port = address
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         try:
@@ -411,6 +415,9 @@ class Listener:
         self._accepting: Thread = runtime.spawn("listener", self._accept)
 
     def close(self) -> None:
+        with self._closing:
+            self._closed = True
+            self._closing.notify_all()
         try:
             self._socket.shutdown(socket.SHUT_RDWR)
         except OSError:
@@ -422,8 +429,13 @@ class Listener:
         while True:
             try:
                 connection, address = self._socket.accept()
-            except OSError:
-                return  # closed
+            except OSError as error:
+                with self._closing:
+                    # Who waits in the queue would be refused again at once.
+                    if self._closing.wait_for(lambda: self._closed, ACCEPT_PAUSE_S):
+                        return
+                self._on_stranger(f"whoever comes: {error.strerror or error}")
+                continue
             stream = Stream(connection, f"{address[0]}:{address[1]}")
             with self._lock:
                 if len(self._greeting) >= GREETINGS_MAX:
@@ -432,7 +444,16 @@ class Listener:
                     del self._greeting[oldest]
                     oldest.shutdown()
                 self._greeting[stream] = None
-            self._runtime.spawn("greeting", self._greet, connection, stream)
+            try:
+                self._runtime.spawn("greeting", self._greet, connection, stream)
+            except OperatorError as error:
+                self._forget(stream)
+                stream.close()
+                self._on_stranger(f"{stream.peer_address}: {error}")
+
+    def _forget(self, stream: Stream) -> None:
+        with self._lock:
+            self._greeting.pop(stream, None)
 
     def _greet(self, connection: socket.socket, stream: Stream) -> None:
         address = stream.peer_address
@@ -452,8 +473,7 @@ class Listener:
             self._on_stranger(f"{address}: {error.message}")
             return
         finally:
-            with self._lock:
-                self._greeting.pop(stream, None)
+            self._forget(stream)
         self._on_stream(stream, header, bytes(payload))
 
 

@@ -30,6 +30,8 @@ REPLY_BYTES_MAX = 4 * 1024 * 1024
 CONNECTIONS_MAX = 32
 # Whoever connects and says nothing makes room again after this time.
 IDLE_S = 30.0
+# After an accept that the system refused (no descriptor) whoever comes waits so long for the next one.
+ACCEPT_PAUSE_S = 0.1
 # What `stop` gives commands that are under way.
 STOP_S = 1.0
 # A server that is starting (or being started again) answers after a moment: how often a client looks.
@@ -66,6 +68,7 @@ class ControlServer:
         self._thread: Thread | None = None
         self._changed = runtime.condition()
         self._connections: set[socket.socket] = set()
+        self._stopped = False
 
     def start(self) -> None:
         """Listen. A socket file that is there is a leftover: the caller holds the directory's lock."""
@@ -91,6 +94,9 @@ class ControlServer:
         if self._socket is None:
             return
         self._path.unlink(missing_ok=True)
+        with self._changed:
+            self._stopped = True
+            self._changed.notify_all()
         with contextlib.suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)
         if self._thread is not None:
@@ -109,17 +115,25 @@ class ControlServer:
             try:
                 connection, _ = server.accept()
             except OSError:
-                return  # stopped
-            with self._changed:
-                room = len(self._connections) < CONNECTIONS_MAX
-                if room:
-                    self._connections.add(connection)
-            if room:
-                self._runtime.spawn("control-command", self._serve, connection)
-            else:
+                with self._changed:
+                    # Who waits in the queue would be refused again at once.
+                    if self._changed.wait_for(lambda: self._stopped, ACCEPT_PAUSE_S):
+                        return
+                continue
+            try:
+                self._take(connection)
+            except OperatorError as error:
                 with connection, contextlib.suppress(OSError):
                     connection.setblocking(False)
-                    connection.send(_line(_error("too many commands are waiting", "try again in a moment")))
+                    connection.send(_line(_error(error.message, error.remedy)))
+
+    def _take(self, connection: socket.socket) -> None:
+        """Serve it in a thread of its own. Raises OperatorError."""
+        with self._changed:
+            if len(self._connections) >= CONNECTIONS_MAX:
+                raise OperatorError("too many commands are waiting", remedy="try again in a moment")
+            self._runtime.spawn("control-command", self._serve, connection)
+            self._connections.add(connection)
 
     def _serve(self, connection: socket.socket) -> None:
         try:

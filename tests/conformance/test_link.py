@@ -1,10 +1,11 @@
 """The link against itself and against a real libzmq socket: the same messages, whole, in pieces and damaged."""
 
 import contextlib
+import errno
 import queue
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import pytest
@@ -12,11 +13,11 @@ import zmq
 
 from mirror import link
 from mirror.core import wire
-from mirror.core.errors import LinkLost, ProtocolError
+from mirror.core.errors import LinkLost, OperatorError, ProtocolError
 from mirror.core.limits import HELLO_BYTES_MAX
 from mirror.core.wire import Header, MessageType
 from mirror.link import Listener, Poller, Stream, dial
-from mirror.runtime import Runtime
+from mirror.runtime import Runtime, Thread
 
 SIZES = (0, 1, 191, 192, 255, 256, 4096, 65_535, 65_536, 65_537, 1 << 20)
 TIMEOUT_S = 5
@@ -160,6 +161,36 @@ def test_the_poller_reports_and_wakes() -> None:
         poller.remove(far)
         poller.close()
         assert poller.wait() == []
+
+
+def test_a_listener_outlives_a_lack_of_descriptors_and_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    really_accept, really_spawn = socket.socket.accept, Runtime.spawn
+    lacks = ["descriptor", "descriptor", "thread"]
+
+    def accept(self: socket.socket) -> tuple[socket.socket, object]:
+        if "descriptor" in lacks:
+            lacks.remove("descriptor")
+            raise OSError(errno.EMFILE, "Too many open files")
+        return really_accept(self)
+
+    def spawn(self: Runtime, name: str, function: Callable[..., None], *arguments: object) -> Thread:
+        if name == "greeting" and lacks:
+            lacks.clear()
+            raise OperatorError("can't start the thread", remedy="allow more")
+        return really_spawn(self, name, function, *arguments)
+
+    monkeypatch.setattr(socket.socket, "accept", accept)
+    monkeypatch.setattr(Runtime, "spawn", spawn)
+    with listening() as (address, streams, strangers):
+        with pytest.raises(LinkLost):
+            dial(address, TIMEOUT_S)
+        said = [strangers.get(timeout=TIMEOUT_S) for _ in range(3)]
+        assert said[:2] == ["whoever comes: Too many open files"] * 2
+        assert said[2].endswith("can't start the thread; allow more")
+        near = dial(address, TIMEOUT_S)
+        near.send(MessageType.HELLO)
+        streams.get(timeout=TIMEOUT_S)[0].close()
+        near.close()
 
 
 @pytest.mark.parametrize(
