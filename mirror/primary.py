@@ -19,7 +19,16 @@ from collections.abc import Iterator
 
 from mirror.batches import Batches
 from mirror.change import Change
-from mirror.core.errors import ConnectionCut, DeviceError, LinkLost, MirrorError, NotPrimary, PeerError, ProtocolError
+from mirror.core.errors import (
+    ConnectionCut,
+    DeviceError,
+    LinkLost,
+    MirrorError,
+    NotPrimary,
+    OperatorError,
+    PeerError,
+    ProtocolError,
+)
 from mirror.core.limits import BLOCK_BYTES, PIECE_BYTES_MAX, READ_ERRORS_MAX
 from mirror.core.range_lock import RangeLock, Ticket
 from mirror.core.spin import Spin
@@ -276,7 +285,11 @@ class Primary:
             if wanted is None:
                 return
             self._logs_ahead = True
-        self.replica.runtime.spawn("log-ahead", self._log_ahead, *wanted)
+        try:
+            self.replica.runtime.spawn("log-ahead", self._log_ahead, *wanted)
+        except OperatorError as error:
+            self._logs_ahead = False
+            log.debug("nothing is logged ahead: %s", error)
 
     def _log_ahead(self, first: int, last: int) -> None:
         """Body of a thread: a request that writes nothing, so that no role changes and no log begins anew meanwhile."""
@@ -640,8 +653,14 @@ class Primary:
 
     def _stabilise_beside(self) -> None:
         """The same in a thread of its own; called with the books held, by a request that runs."""
-        self._active += 1
-        self.replica.runtime.spawn("make-room", self._make_room)
+        try:
+            self.replica.runtime.spawn("make-room", self._make_room)
+        except OperatorError as error:
+            # Whoever needs room makes it himself.
+            log.debug("no room is made ahead in the log: %s", error)
+            self._log_writer.room_made()
+        else:
+            self._active += 1
 
     def _make_room(self) -> None:
         """Body of that thread: a request, so that no role changes and no log begins anew meanwhile."""

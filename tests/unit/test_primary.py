@@ -11,7 +11,7 @@ import pytest
 from mirror import log_sizer
 from mirror.change import Change
 from mirror.core import layout
-from mirror.core.errors import DeviceError, PeerError
+from mirror.core.errors import DeviceError, OperatorError, PeerError
 from mirror.core.generation import DAY0, Kind
 from mirror.core.layout import Superblock
 from mirror.core.limits import EXTENT_BYTES, LOG_SLOTS_MIN
@@ -270,3 +270,21 @@ def test_the_size_is_chosen_by_what_is_written(primary: Primary) -> None:
     assert status["smaller"] is None
     assert sizer._decide().slots == 256
     assert LogSizer(primary, 8.0, _nothing)._decide().rule == "goal"
+
+
+def test_requests_do_without_the_threads_that_only_help_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    refused: set[str] = set()
+
+    def spawn(_self: Runtime, name: str, *_: object) -> None:
+        refused.add(name)
+        raise OperatorError("can't start the thread")
+
+    _create(tmp_path)
+    primary = _open(tmp_path)
+    monkeypatch.setattr(Runtime, "spawn", spawn)
+    for offset in range(0, SIZE, EXTENT_BYTES):
+        primary.write(BLOCK, offset, False)
+    assert refused == {"log-ahead", "make-room"}
+    assert primary.running() == primary.unanswered() == 0
+    assert primary.replica.log.quiet
+    primary.replica.store.close()
