@@ -435,8 +435,10 @@ class Primary:
             except MirrorError as second:
                 session.end(f"could not undo on the peer a write that this replica's disk refused: {second.message}")
                 self.detach(session)
-                with self._books:
-                    self.replica.dirty.mark(offset, length)
+            # Once more: a flush round may have begun since, and what was undone is not covered by it.
+            self.flushes.needed = True
+            with self._books:
+                (self.replica.unstable if self.session is session else self.replica.dirty).mark(offset, length)
         raise error
 
     def _copy_local_to_peer(self, session: Session, offset: int, length: int) -> None:
