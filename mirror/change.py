@@ -78,10 +78,11 @@ class Change(Running):
             span.lap(SEND)
         return awaited
 
-    def ask_peer(self, session: Session, flags: int = 0, spin_us: int = 0) -> Stream | None:
+    def ask_peer(self, session: Session, flags: int = 0, spin_us: int = 0, lent: bool = True) -> Stream | None:
         """Send it; the answer comes on the stream returned. None when the link is lost: the session has ended then.
 
-        With `spin_us` the peer looks so long for the next one before it sleeps.
+        With `spin_us` the peer looks so long for the next one before it sleeps. `lent`: the client is not answered, so
+        its buffer is not used again, before the peer has the payload.
         """
         if spin_us:
             flags |= Flag.SPIN
@@ -100,6 +101,7 @@ class Change(Running):
                 self.payload,
                 number=spin_us,
                 payload_crc=self.payload_crc,
+                lent=lent,
             )
         except LinkLost as lost:
             session.end(lost.message)

@@ -20,6 +20,7 @@ from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import NamedTuple
 
+from mirror import lending
 from mirror.core import wire
 from mirror.core.errors import LinkLost, OperatorError, ProtocolError
 from mirror.core.limits import CONTROL_BYTES_MAX, HELLO_BYTES_MAX
@@ -109,11 +110,13 @@ class Stream:
         number: int = 0,
         payload_crc: int | None = None,
         more: bool = False,
+        lent: bool = False,
     ) -> None:
         """Send one message; blocks while the peer's buffers are full. Raises LinkLost.
 
         `payload_crc` is the checksum that was taken when the payload came into being; without it, it is taken now.
         `more`: there will be another one, so that both go by one system call; at the latest before this side waits.
+        `lent`: the payload stays as it is until the peer has said that it has it, so a large one needs no copy.
         """
         self.sent += 1
         size = len(payload)
@@ -138,7 +141,10 @@ class Stream:
             return
         if self._held:
             head, self._held = self._held + head, b""
-        self._send_parts((head, payload), len(head) + size)
+        if lent and size >= lending.LENT_BYTES_MIN:
+            self._send_lent(head, payload, size)
+        else:
+            self._send_parts((head, payload), len(head) + size)
 
     def send_requests(self, requests: Sequence[Request]) -> None:
         """Send them one after the other by one system call; blocks and raises as `send`."""
@@ -168,6 +174,16 @@ class Stream:
                     sent = 0
                 else:
                     sent -= len(part)
+        except OSError as error:
+            raise self._lost(error) from error
+
+    def _send_lent(self, head: bytes, payload: bytes | bytearray | memoryview, size: int) -> None:
+        """Send a large payload by its pages; what the kernel does not take so is copied."""
+        try:
+            self._socket.sendall(head, socket.MSG_MORE)
+            sent = lending.send(self._socket.fileno(), payload)
+            if sent < size:
+                self._socket.sendall(memoryview(payload)[sent:])
         except OSError as error:
             raise self._lost(error) from error
 

@@ -201,7 +201,7 @@ class SyncSource:
         flags: int = Flag.RESYNC,
         number: int = 0,
     ) -> memoryview:
-        stream.send(kind, flags, offset, length, payload, number=number)
+        stream.send(kind, flags, offset, length, payload, number=number, lent=True)
         return self._answer(stream)
 
     def _answer(self, stream: Stream) -> memoryview:

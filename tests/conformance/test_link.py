@@ -6,12 +6,14 @@ import queue
 import socket
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from unittest.mock import Mock
 
 import pytest
 import zmq
 
-from mirror import link
+from mirror import lending, link
 from mirror.core import wire
 from mirror.core.errors import LinkLost, OperatorError, ProtocolError
 from mirror.core.limits import HELLO_BYTES_MAX
@@ -62,6 +64,81 @@ def test_a_message_arrives_whole(size: int) -> None:
         sender.join()
         assert bytes(received) == payload
         assert (header.flags, header.offset, header.length, header.code, header.number) == (1, 4096, size, 7, 9)
+
+
+@contextmanager
+def lending_streams() -> Iterator[tuple[Stream, Stream]]:
+    """As in a session: whoever sends waits for ever, and large payloads may come."""
+    with connected() as (near, far):
+        near.set_timeout(None)
+        far.payload_bytes_max = max(LENT_SIZES)
+        yield near, far
+
+
+LENT_SIZES = (lending.LENT_BYTES_MIN - 1, lending.LENT_BYTES_MIN, 1 << 20, (5 << 20) + 4097)
+
+
+@pytest.mark.parametrize("size", LENT_SIZES)
+@pytest.mark.parametrize("start", [0, 1])
+def test_a_lent_payload_arrives_whole(size: int, start: int) -> None:
+    content = bytes(range(251)) * (size // 251 + 2)
+    with lending_streams() as (near, far):
+        for payload in (content[start : start + size], memoryview(content)[start : start + size]):
+            sender = threading.Thread(
+                target=near.send, args=(MessageType.WRITE, 1, 4096, size, payload), kwargs={"lent": True}
+            )
+            sender.start()
+            header, received = far.receive()
+            sender.join()
+            assert bytes(received) == payload
+            assert (header.flags, header.offset, header.length) == (1, 4096, size)
+
+
+def test_what_becomes_of_lent_pages_before_they_are_received_is_refused() -> None:
+    """They are not copied; and a client's buffer that is used again too early is no write of the peer's."""
+    payload = bytearray(lending.LENT_BYTES_MIN)
+    with lending_streams() as (near, far):
+        near.send(MessageType.WRITE, payload=payload, lent=True)
+        payload[-1] ^= 1
+        with pytest.raises(ProtocolError, match="damaged"):
+            far.receive()
+        near.send(MessageType.WRITE, payload=payload)
+        payload[-1] ^= 1
+        far.receive()
+
+
+def test_a_connection_lost_in_the_middle_leaves_nothing_behind() -> None:
+    """What is left of a lent payload goes with its connection, not out on the next one."""
+    payload = bytes(range(256)) * (max(LENT_SIZES) // 256)
+    with lending_streams() as (near, far), ThreadPoolExecutor() as others:
+        sending = others.submit(near.send, MessageType.WRITE, payload=b"\xee" * len(payload), lent=True)
+        far._fill(1)
+        near.shutdown()
+        with pytest.raises(LinkLost):
+            sending.result(TIMEOUT_S)
+    with lending_streams() as (near, far), ThreadPoolExecutor() as others:
+        sending = others.submit(near.send, MessageType.WRITE, payload=payload, lent=True)
+        assert bytes(far.receive()[1]) == payload
+        sending.result(TIMEOUT_S)
+
+
+NO_LENDING: dict[str, tuple[str, object]] = {
+    "the kernel takes no pages": ("mirror.lending._vmsplice", lambda *_: -1),
+    "pipes are too small": ("mirror.lending.PIPE_BYTES_MIN", 1 << 30),
+    "no descriptors are left": ("mirror.lending._Pipe", Mock(side_effect=OSError(errno.EMFILE, "too many"))),
+}
+
+
+@pytest.mark.parametrize("name", NO_LENDING)
+def test_what_can_not_be_lent_is_copied(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lending, "_free", [])
+    monkeypatch.setattr(*NO_LENDING[name])
+    payload = bytearray(range(256)) * (lending.LENT_BYTES_MIN // 256)
+    with lending_streams() as (near, far):
+        near.send(MessageType.WRITE, payload=payload, lent=True)
+        sent = bytes(payload)
+        payload[-1] ^= 1
+        assert bytes(far.receive()[1]) == sent
 
 
 def test_queued_messages_arrive_in_order() -> None:
@@ -265,6 +342,19 @@ def test_libzmq_dials_and_both_sides_talk(context: zmq.Context[zmq.Socket[bytes]
         answer = peer.recv()
         assert wire.decode_header(answer[: wire.HEADER_BYTES]).type is MessageType.ANSWER
         assert answer[wire.HEADER_BYTES :] == payload
+        stream.close()
+
+
+def test_libzmq_receives_lent_payloads(context: zmq.Context[zmq.Socket[bytes]]) -> None:
+    payload = bytes(range(256)) * (3 << 12)
+    with context.socket(zmq.DEALER) as peer:
+        port = peer.bind_to_random_port("tcp://127.0.0.1")
+        stream = dial(("127.0.0.1", port), TIMEOUT_S)
+        with ThreadPoolExecutor() as others:
+            sending = others.submit(stream.send, MessageType.WRITE, payload=payload, lent=True)
+            assert peer.poll(TIMEOUT_S * 1000)
+            assert peer.recv()[wire.HEADER_BYTES :] == payload
+            sending.result(TIMEOUT_S)
         stream.close()
 
 

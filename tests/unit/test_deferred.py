@@ -1,12 +1,17 @@
 """Protocols A and B where the link ends between a change and the later word on it."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from mirror.core.errors import LinkLost
+from mirror.core.spin import Spin
+from mirror.core.wire import MessageType
+from mirror.lending import LENT_BYTES_MIN
 from mirror.link import Poller, Stream
-from tests.pair import pair, session_of
+from mirror.primary import Primary
+from tests.pair import PATIENCE_S, pair, session_of
 
 DATA = memoryview(b"\x5a" * 4096)
 
@@ -26,7 +31,31 @@ def test_the_connection_is_lost_as_the_reaper_is_to_wait_for_it(
         monkeypatch.setattr(Poller, "add", refuse)
         first.write(DATA, 4096, False)
         assert session.ended
-        assert primary.unanswered() == primary.running() == 0
+        # A proof of the two copies may be at work beside it.
+        assert primary.drain(PATIENCE_S)
+        assert primary.unanswered() == 0
         assert first._replica.log.quiet
         assert first._replica.dirty.is_dirty(4096, 4096)
         first.write(DATA, 4096, False)
+
+
+@pytest.mark.parametrize(("protocol", "lent"), [("A", False), ("B", True), ("C", True)])
+def test_a_payload_is_lent_where_the_client_waits_until_the_peer_has_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, protocol: str, lent: bool
+) -> None:
+    """Under A the client may use its buffer again while it is still on its way."""
+    sent: list[bool] = []
+
+    def send(stream: Stream, kind: MessageType, *arguments: Any, lent: bool = False, **words: Any) -> None:
+        if kind is MessageType.WRITE:
+            sent.append(lent)
+        plain_send(stream, kind, *arguments, lent=lent, **words)
+
+    plain_send = Stream.send
+    with pair(tmp_path, protocol) as (first, _):
+        # Alone and spinning, a write under A does not go by the queue, which copies it.
+        first._primary.spin = Spin(100)
+        monkeypatch.setattr(Primary, "is_alone", lambda primary: True)
+        monkeypatch.setattr(Stream, "send", send)
+        first.write(memoryview(bytes(LENT_BYTES_MIN)), 0, False)
+    assert sent == [lent]
