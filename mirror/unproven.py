@@ -13,11 +13,12 @@ The caller holds the books for all but `persist`.
 """
 
 import logging
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable
 
 from mirror.core import layout
 from mirror.core.activity_log import ActivityLog, DamagedLog, Rebuilt
 from mirror.core.errors import DamagedRecord, ProtocolError, UnknownVersion
+from mirror.core.extent_set import ExtentSet
 from mirror.core.limits import CONTROL_BYTES_MAX, EXTENTS_PER_UNPROVEN_PAGE
 from mirror.core.wire import words
 from mirror.runtime import Lock, Runtime
@@ -40,11 +41,11 @@ class Unproven:
     ) -> None:
         self.extent_count = extent_count
         self.cursor = 0
-        self._held: set[int] = set()
+        self._held = ExtentSet(extent_count)
         # Taken by a proof that has not finished with them.
-        self._proving: set[int] = set()
+        self._proving = ExtentSet(extent_count)
         # What the file surely says.
-        self._durable: set[int] = set()
+        self._durable = ExtentSet(extent_count)
         self._durable_pages: dict[int, tuple[int, int]] = {}
         self._log = activity_log
         self._store = store
@@ -62,10 +63,13 @@ class Unproven:
 
     def extents(self) -> list[int]:
         """All of them, in order."""
-        return sorted(self._all())
+        return list(self._all())
 
-    def _all(self) -> set[int]:
-        return self._held | self._proving | self._log.hot_extents()
+    def _all(self) -> ExtentSet:
+        every = self._held.copy()
+        every.unite(self._proving)
+        every.update(self._log.hot_extents())
+        return every
 
     def add(self, extents: Iterable[int]) -> None:
         """What else is to be compared: what the peer has not proven, what a resync copied."""
@@ -78,20 +82,24 @@ class Unproven:
 
     def give_back(self) -> None:
         """The proof was cut short."""
-        self._held |= self._proving
+        self._held.unite(self._proving)
         self._proving.clear()
 
     def proven(self, extents: Collection[int]) -> None:
         """Compared, and what differs is durably suspect on both. Durable with the next `persist`."""
-        self._proving.difference_update(extents)
+        for extent in extents:
+            self._proving.discard(extent)
 
     def proven_by_peer(self, extents: Collection[int]) -> None:
         """The same, at the side that is driven: nothing enters its log meanwhile."""
-        self._held.difference_update(extents)
+        for extent in extents:
+            self._held.discard(extent)
 
     def grow(self, extent_count: int) -> None:
         """The volume has become larger, and the file has room for it (Store.grow_maps)."""
         self.extent_count = extent_count
+        for one in (self._held, self._proving, self._durable):
+            one.grow(extent_count)
 
     # On disk
 
@@ -102,8 +110,8 @@ class Unproven:
                 now = self._all()
                 cursor = self.cursor
                 # Until the write has ended the file says one or the other: only what both say is sure.
-                self._durable &= now
-                pages = self._pages(now, cursor)
+                self._durable.intersect(now)
+            pages = self._pages(now, cursor)
             changed = {page: bits for page, bits in pages.items() if self._durable_pages.get(page) != bits}
             if changed:
                 self._store.unproven.write(
@@ -113,12 +121,12 @@ class Unproven:
                 self._durable_pages.update(changed)
                 self._durable = now
 
-    def _pages(self, extents: set[int], cursor: int) -> dict[int, tuple[int, int]]:
-        bits = dict.fromkeys(range(self._store.unproven.pages), 0)
-        for extent in extents:
-            page, bit = divmod(extent, EXTENTS_PER_UNPROVEN_PAGE)
-            bits[page] |= 1 << bit
-        return {page: (one, 0 if page else cursor) for page, one in bits.items()}
+    def _pages(self, extents: ExtentSet, cursor: int) -> dict[int, tuple[int, int]]:
+        """What the file is to say: page -> (bits, cursor)."""
+        return {
+            page: (extents.bits(page * EXTENTS_PER_UNPROVEN_PAGE, EXTENTS_PER_UNPROVEN_PAGE), 0 if page else cursor)
+            for page in range(self._store.unproven.pages)
+        }
 
     def load(self, ring: Rebuilt | DamagedLog, more: Iterable[int] = ()) -> list[str]:
         """What a start finds, made durable before the ring is given up; returns what the operator should know."""
@@ -150,21 +158,13 @@ class Unproven:
                 return error.message
             self._durable_pages[index] = bits, cursor
             first = index * EXTENTS_PER_UNPROVEN_PAGE
-            found = {first + bit for bit in _set_bits(bits)}
-            if found and max(found) >= self.extent_count:
+            if bits and first + bits.bit_length() > self.extent_count:
                 return f"page {index} names an extent behind the volume"
-            self._held |= found
-            self._durable |= found
+            self._held.update_bits(first, bits)
+            self._durable.update_bits(first, bits)
             if index == 0 and cursor < self.extent_count:
                 self.cursor = cursor
         return ""
-
-
-def _set_bits(bits: int) -> Iterator[int]:
-    while bits:
-        lowest = bits & -bits
-        yield lowest.bit_length() - 1
-        bits ^= lowest
 
 
 def encode_runs(extents: list[int]) -> list[list[int]] | str:
