@@ -85,7 +85,7 @@ def _measure_kind(kind: Kind, directory: Path, scale: Scale) -> Round:
         wait_for(lambda: target.status()["proof"]["state"] == "proven", "the proof to end", 120.0)
         seconds = 2 * scale.seconds
         if kind.cycle:
-            seen = cycles.measure(target.uri, kind.cycle, kind.size_bytes, seconds)
+            seen = cycles.measure(target, kind.cycle, kind.size_bytes, seconds)
         else:
             timed = (f"--size={kind.size_bytes}", "--time_based", f"--runtime={round(seconds * 1000)}ms")
             seen = fio.measure(target.uri, ("--rw=randwrite", "--bs=4k", "--iodepth=1", *timed), seconds)

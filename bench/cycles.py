@@ -4,22 +4,32 @@ fio's nbd engine can't set FUA, and gives the write and its fsync apart, whose m
 So this is a loop over libnbd, in a process of its own, the same for every target.
 """
 
+import contextlib
 import json
 import random
 import sys
 import time
+from pathlib import Path
 
+from bench import processes
 from bench.figures import Round, percentile
-from bench.processes import command
+from bench.servers import Target
 
 PERCENTS = (1, 5, 10, 20, 30, 40, 50, 60, 70, 80, 90, 95, 99, 99.5, 99.9, 99.95, 99.99)
 BLOCK_BYTES = 4096
 
 
-def measure(uri: str, kind: str, size_bytes: int, seconds: float) -> Round:
+def measure(target: Target, kind: str, size_bytes: int, seconds: float) -> Round:
     """`kind`: "fua" or "flush"."""
-    words = [sys.executable, "-m", "bench.cycles", uri, kind, str(size_bytes), str(seconds)]
-    latencies_us = json.loads(command(words, seconds + 60))
+    with contextlib.ExitStack() as cleanup:
+        if target.second_uri:
+            # Longer than what is measured, which is begun later.
+            beside = processes.start(
+                _words(target.second_uri, kind, size_bytes, seconds + 60), target.directory / "second.log"
+            )
+            cleanup.callback(processes.end, beside)
+            cleanup.callback(beside.terminate)
+        latencies_us = json.loads(processes.command(_words(target.uri, kind, size_bytes, seconds), seconds + 60))
     return Round(
         {
             "p50_us": percentile(latencies_us, 50),
@@ -29,6 +39,10 @@ def measure(uri: str, kind: str, size_bytes: int, seconds: float) -> Round:
         },
         {float(percent): percentile(latencies_us, percent) for percent in PERCENTS},
     )
+
+
+def _words(uri: str, kind: str, size_bytes: int, seconds: float) -> list[str | Path]:
+    return [sys.executable, "-m", "bench.cycles", uri, kind, str(size_bytes), str(seconds)]
 
 
 def loop(uri: str, kind: str, size_bytes: int, seconds: float) -> list[float]:

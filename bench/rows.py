@@ -9,7 +9,20 @@ from typing import NamedTuple
 
 from bench import budget, drbd, works
 from bench.figures import Figure, Record, Value
-from bench.works import ALONE, APART, FILE, MIRRORED_A, MIRRORED_B, MIRRORED_C, NO_SPIN, QUORUM, SMALL_LOG, UNTOUCHED
+from bench.works import (
+    ALONE,
+    APART,
+    BARE,
+    FILE,
+    MIRRORED_A,
+    MIRRORED_B,
+    MIRRORED_C,
+    NO_SPIN,
+    QUORUM,
+    SMALL_LOG,
+    TWO_FILES,
+    UNTOUCHED,
+)
 
 NOT_AVAILABLE = "not available"
 VERDICTS = {True: "pass", False: "falls short", None: ""}
@@ -93,6 +106,10 @@ ROWS = (
     row(SMALL, "qemu quorum, p99", None, "p99_us", (works.WRITE, QUORUM), (works.WRITE, FILE)),
     row(DURABLE, "C, write and fsync, p50", at_most(2), "p50_us", (works.FLUSH, MIRRORED_C), (works.FLUSH, FILE)),
     row(DURABLE, "C, FUA write, p50", at_most(1.5), "p50_us", (works.FUA, MIRRORED_C), (works.FUA, FILE)),
+    *(
+        row(DURABLE, f"{TWO_FILES}, {what}, p50", None, "p50_us", (work, TWO_FILES), (work, FILE))
+        for what, work in (("write and fsync", works.FLUSH), ("FUA write", works.FUA))
+    ),
     row(
         MANY,
         "C, 4 KiB writes, depth 16, IOPS",
@@ -125,6 +142,10 @@ ROWS = (
         "operations_per_s",
         (works.READ_DEEP, MIRRORED_C),
         (works.READ_DEEP, FILE),
+    ),
+    *(
+        row(READS, f"{BARE}, depth {depth}, IOPS", None, "operations_per_s", (work, BARE), (work, FILE))
+        for depth, work in ((1, works.READ), (16, works.READ_DEEP))
     ),
     row(
         EXTENTS,
@@ -192,6 +213,15 @@ ROWS = (
         at_least(0.75),
         "operations_per_s",
         (works.WRITE_DEEP, ALONE),
+        (works.WRITE_DEEP, FILE),
+    ),
+    row(OWN, f"{BARE}, p50, × nbdkit file", None, "p50_us", (works.WRITE, BARE), (works.WRITE, FILE)),
+    row(
+        OWN,
+        f"{BARE}, depth 16, IOPS, × nbdkit file",
+        None,
+        "operations_per_s",
+        (works.WRITE_DEEP, BARE),
         (works.WRITE_DEEP, FILE),
     ),
     *(

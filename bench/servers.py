@@ -23,6 +23,7 @@ from bench.apart import Apart
 from bench.processes import BenchError, Unavailable, wait_for
 
 NBDMIRROR = Path(sys.executable).parent / "nbdmirror"
+BARE_PLUGIN = Path(__file__).with_name("bare_plugin.py")
 PORT = 7000
 
 
@@ -78,6 +79,8 @@ class Target:
     size_bytes: int
     filled_bytes: int
     uri: str = ""
+    # Of another volume on the same disk, used meanwhile in the same way.
+    second_uri: str = ""
     processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
     # The words before a server's command that make it run elsewhere, by replica.
     prefixes: list[list[str | Path]] = field(default_factory=lambda: [[], []])
@@ -124,10 +127,33 @@ class NbdkitFile(Target):
     def serve(self, path: Path, *options: str) -> None:
         socket_path, ready = self.directory / "nbd.sock", self.directory / "pid"
         listen = self.listen or ["-U", socket_path]
-        self.run("nbdkit", [*self.prefixes[0], find_nbdkit(), "-f", "-P", ready, *options, *listen, "file", path])
+        words = [find_nbdkit(), "-f", "-P", ready, *options, *listen, *self.plugin(path)]
+        self.run("nbdkit", [*self.prefixes[0], *words])
         self.uri = f"nbd+unix:///?socket={socket_path}"
         # nbdkit writes its process id when it accepts connections.
         wait_for(lambda: self.alive() and ready.exists(), f"{self.name} to listen")
+
+    def plugin(self, path: Path) -> list[str | Path]:
+        return ["file", path]
+
+
+class BarePlugin(NbdkitFile):
+    """What nbdkit's calling Python costs by itself (bench/bare_plugin.py)."""
+
+    def plugin(self, path: Path) -> list[str | Path]:
+        return ["python", BARE_PLUGIN, f"file={path}"]
+
+
+class TwoFiles(NbdkitFile):
+    """Two of nbdkit's file plugin: what one takes while another client does the same with another file of this disk."""
+
+    def start(self) -> None:
+        super().start()
+        (self.directory / "second").mkdir()
+        second = NbdkitFile(f"{self.name}, the second", self.directory / "second", self.size_bytes, 0)
+        second.start()
+        self.processes["second"] = second.processes["nbdkit"]
+        self.second_uri = second.uri
 
 
 class QemuQuorum(Target):

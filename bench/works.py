@@ -11,13 +11,15 @@ from bench.experiments import Experiment
 from bench.figures import Round
 from bench.processes import busy_loops
 from bench.scale import Scale
-from bench.servers import NbdkitFile, NbdMirror, QemuQuorum, Target
+from bench.servers import BarePlugin, NbdkitFile, NbdMirror, QemuQuorum, Target, TwoFiles
 
 MIB = 1 << 20
 SMALL_LOG_EXTENTS = 64  # the smallest there is
 SMALL_LOG_BYTES = SMALL_LOG_EXTENTS * 4 * MIB
 
 FILE = "nbdkit file"
+BARE = "bare Python plugin"
+TWO_FILES = "nbdkit file, two at a time"
 ALONE = "nbdmirror alone"
 MIRRORED_A = "mirrored, A"
 MIRRORED_B = "mirrored, B"
@@ -50,6 +52,8 @@ def _untouched(name: str, directory: Path, scale: Scale) -> Target:
 # The order is that of the rounds; whoever is first in one is last in the next.
 TARGETS: dict[str, MakeTarget] = {
     FILE: functools.partial(_target, NbdkitFile),
+    BARE: functools.partial(_target, BarePlugin),
+    TWO_FILES: functools.partial(_target, TwoFiles),
     ALONE: functools.partial(_target, NbdMirror),
     MIRRORED_A: functools.partial(_target, functools.partial(NbdMirror, protocol="A")),
     MIRRORED_B: functools.partial(_target, functools.partial(NbdMirror, protocol="B")),
@@ -81,7 +85,7 @@ class Work:
             if self.busy_loops:
                 cleanup.enter_context(busy_loops(self.busy_loops))
             if self.cycle:
-                return cycles.measure(target.uri, self.cycle, size_bytes, scale.seconds)
+                return cycles.measure(target, self.cycle, size_bytes, scale.seconds)
             if self.goes_on:
                 extent = f"--offset={round_number * size_bytes}"
                 return fio.measure(target.uri, (*self.fio, extent, f"--size={size_bytes}"), 60)
