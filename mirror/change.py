@@ -120,6 +120,9 @@ class Change(Running):
         try:
             if self.message_type is MessageType.WRITE:
                 store.write(self.payload, self.offset, durable)
+                if store.commits.likely and not durable:
+                    # Now, because the peer's answer has yet to come, mostly.
+                    store.write_back_soon(self.offset, self.length)
             elif self.message_type is MessageType.ZERO:
                 store.zero(self.offset, self.length, self.flags & Flag.MAY_TRIM != 0, durable)
             else:

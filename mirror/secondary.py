@@ -178,6 +178,9 @@ class Receiver:
         self._busy.discard(stream)
         told_ns = applied_ns if header.flags & Flag.TIMED else 0
         stream.send(MessageType.ANSWER, payload=answer, code=code, number=told_ns, more=stream.buffered)
+        store = self._replica.store
+        if store.commits.likely and header.type is MessageType.WRITE and not header.flags & (Flag.FUA | Flag.RESYNC):
+            store.write_back_soon(header.offset, header.length)
         if measured and header.type in MEASURED:
             self._note(header, received_ns, applied_ns, time.perf_counter_ns() - began_ns - applied_ns)
 

@@ -21,6 +21,7 @@ MODULES = (
     "mirror/batches.py",
     "mirror/change.py",
     "mirror/core/activity_log.py",
+    "mirror/core/commits.py",
     "mirror/core/dirty_map.py",
     "mirror/core/histogram.py",
     "mirror/core/in_flight.py",

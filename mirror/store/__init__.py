@@ -58,6 +58,8 @@ class Store:
         self.read_into = data.read_into
         self.read = data.read
         self.write = data.write
+        self.commits = data.commits
+        self.write_back_soon = data.write_back_soon
         self.flush = data.flush
         self.zero = data.zero
         self.trim = data.trim

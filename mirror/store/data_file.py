@@ -22,6 +22,7 @@ import struct
 from collections.abc import Callable
 from pathlib import Path
 
+from mirror.core.commits import Commits
 from mirror.core.errors import DeviceError, OperatorError
 from mirror.core.limits import BLOCK_BYTES, DURABLE_DESCRIPTORS, EXTENTS_ANSWER_MAX, PIECE_BYTES_MAX, ZERO_PIECE_BYTES
 from mirror.core.units import exact_size_text
@@ -45,8 +46,13 @@ _NEVER_POSSIBLE = (codes.EOPNOTSUPP, codes.ENOSYS)
 # EBUSY: pages of a device are being written back; held with O_EXCL by the parent, it is not waited for.
 _NOT_POSSIBLE_HERE = (*_NEVER_POSSIBLE, codes.EINVAL, codes.EBUSY)
 
+# Without waiting for anything.
+_BEGIN_WRITE_BACK = 0x02
+
 _libc_fallocate = ctypes.CDLL(None, use_errno=True).fallocate
 _libc_fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
+_libc_sync_file_range = ctypes.CDLL(None).sync_file_range
+_libc_sync_file_range.argtypes = (ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint)
 
 
 def _fallocate(fd: int, mode: int, offset: int, length: int) -> None:
@@ -79,6 +85,7 @@ class DataFile:
         self._ways_to_trim: Ways = (_HOLE, _UNWRITTEN)
         self._ways_to_zero: Ways = (_UNWRITTEN,) if self.is_device else (_UNWRITTEN, _HOLE_THEN_ALLOCATED)
         self.can_fast_zero = self._probe_fast_zero()
+        self.commits = Commits()
         self._flush_lock = runtime.lock()
         # What the first failed write-back was: never forgotten.
         self._lost: tuple[str, OSError] | None = None
@@ -247,6 +254,15 @@ class DataFile:
                 write_all(self.data_fd, memoryview(buffer).cast("B")[done:], offset + done)
         except OSError as error:
             raise self._failed("write", error) from error
+        self.commits.writes += 1
+
+    def write_back_soon(self, offset: int, length: int) -> None:
+        """Let the disk begin with what was just written, where a flush is `likely`; for when nobody waits for it.
+
+        Nothing is promised: the flush waits for it all the same, and tells of its errors.
+        """
+        if not self.commits.over:
+            _libc_sync_file_range(self.data_fd, offset, length, _BEGIN_WRITE_BACK)
 
     def _write_durable(self, buffer: Buffer, offset: int) -> None:
         self._raise_lost()
@@ -277,6 +293,7 @@ class DataFile:
         """Make everything written so far durable. Once this has failed it never succeeds again."""
         with self._flush_lock:
             self._raise_lost()
+            self.commits.flushed()
             try:
                 os.fdatasync(self.data_fd)
             except OSError as error:

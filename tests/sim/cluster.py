@@ -66,6 +66,7 @@ class World:
         stand_ins.OS.target = self.os
         # These are variables also where the product is compiled; its functions are called without a look at them.
         mirror.store.data_file._libc_fallocate = self.os.fallocate  # type: ignore[assignment]
+        mirror.store.data_file._libc_sync_file_range = self.os.sync_file_range  # type: ignore[assignment]
         mirror.session.HEARTBEATS_PER_TIMEOUT = HEARTBEATS_PER_TIMEOUT
         mirror.log_sizer.LOOK_INTERVAL_S = LOG_LOOK_INTERVAL_S
         mirror.core.log_size.USES_MIN = 5

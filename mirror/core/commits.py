@@ -1,0 +1,39 @@
+"""Whether a client makes durable what it has just written, as a database does with its log at each commit.
+
+Then the disk may begin with a write at once, while the client is answered and thinks, instead of when the flush comes:
+a flush waits for a write of 4 KiB and for the disk's cache (measured: 150 us; 75 when the write was begun before). Of
+anybody else, who writes much and flushes seldom, the disk would get pages in no good order, and some more than once.
+
+Pure: a count that two threads spoil costs nothing but a flush that takes longer.
+"""
+
+from typing import Final
+
+# A commit writes so many pieces at most, mostly one.
+WRITES_MAX: Final = 8
+# So many in a row are a habit.
+COMMITS_MIN: Final = 3
+
+
+class Commits:
+    """`writes` since the last flush, for the caller to count. `likely`: those to come will be flushed soon.
+
+    Both are variables, for nobody who writes without flushing shall pay a call.
+    """
+
+    def __init__(self) -> None:
+        self.writes = 0
+        self.likely = False
+        self._in_a_row = 0
+
+    @property
+    def over(self) -> bool:
+        """There are more writes already than a commit has."""
+        return self.writes > WRITES_MAX
+
+    def flushed(self) -> None:
+        """A flush begins."""
+        if self.writes:
+            self._in_a_row = 0 if self.over else self._in_a_row + 1
+            self.likely = self._in_a_row >= COMMITS_MIN
+            self.writes = 0

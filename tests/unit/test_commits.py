@@ -1,0 +1,38 @@
+"""When a write is begun before its flush comes: what a client did of late, and whether the next flush is near."""
+
+import pytest
+
+from mirror.core.commits import COMMITS_MIN, WRITES_MAX, Commits
+
+
+def after(*writes: int) -> Commits:
+    """A flush after each of these counts of writes but the last, which has none yet."""
+    commits = Commits()
+    for number, count in enumerate(writes):
+        if number:
+            commits.flushed()
+        commits.writes += count
+    return commits
+
+
+@pytest.mark.parametrize(
+    ("writes", "likely"),
+    [
+        ([1], False),
+        ([1] * COMMITS_MIN, False),
+        ([1] * (COMMITS_MIN + 1), True),
+        ([WRITES_MAX] * (COMMITS_MIN + 1), True),
+        ([WRITES_MAX + 1] * (COMMITS_MIN + 1), False),
+        # Who goes on writing is no committer, from the first write too many on, until it has become one again.
+        ([1] * COMMITS_MIN + [WRITES_MAX + 1], False),
+        ([1] * COMMITS_MIN + [WRITES_MAX + 1, 1], False),
+        ([1] * COMMITS_MIN + [WRITES_MAX + 1] + [1] * COMMITS_MIN, False),
+        ([1] * COMMITS_MIN + [WRITES_MAX + 1] + [1] * (COMMITS_MIN + 1), True),
+        # A flush of nothing says nothing.
+        ([0] * 9 + [1], False),
+        ([1, 0, 1, 0, 1, 0, 1], True),
+    ],
+)
+def test_a_flush_is_likely(writes: list[int], likely: bool) -> None:
+    commits = after(*writes)
+    assert (commits.likely and not commits.over) is likely
