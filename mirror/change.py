@@ -120,7 +120,7 @@ class Change(Running):
         try:
             if self.message_type is MessageType.WRITE:
                 store.write(self.payload, self.offset, durable)
-                if store.commits.likely and not durable:
+                if not durable and store.commits.likely:
                     # Now, because the peer's answer has yet to come, mostly.
                     store.write_back_soon(self.offset, self.length)
             elif self.message_type is MessageType.ZERO:

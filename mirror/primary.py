@@ -380,7 +380,8 @@ class Primary:
         if batches is not None and self._active >= self.crowd and change.may_share:
             awaited = change.queue_for_peer(batches, self.replica.runtime.lock())
         else:
-            stream = change.ask_peer(session, spin_us=spin_us)
+            # What comes after a write that will be flushed comes when the peer would have given up looking.
+            stream = change.ask_peer(session, spin_us=0 if self._store.commits.likely else spin_us)
         error = None if self.peer_only else change.apply_here(self._store)
         change.waits_for = LINK
         peer_has_it = False

@@ -16,24 +16,21 @@ COMMITS_MIN: Final = 3
 
 
 class Commits:
-    """`writes` since the last flush, for the caller to count. `likely`: those to come will be flushed soon.
-
-    Both are variables, for nobody who writes without flushing shall pay a call.
-    """
+    """`writes` since the last flush, for the caller to count."""
 
     def __init__(self) -> None:
         self.writes = 0
-        self.likely = False
         self._in_a_row = 0
+        self._habit = False
 
     @property
-    def over(self) -> bool:
-        """There are more writes already than a commit has."""
-        return self.writes > WRITES_MAX
+    def likely(self) -> bool:
+        """What is written now will be flushed at once."""
+        return self._habit and self.writes <= WRITES_MAX
 
     def flushed(self) -> None:
         """A flush begins."""
         if self.writes:
-            self._in_a_row = 0 if self.over else self._in_a_row + 1
-            self.likely = self._in_a_row >= COMMITS_MIN
+            self._in_a_row = self._in_a_row + 1 if self.writes <= WRITES_MAX else 0
+            self._habit = self._in_a_row >= COMMITS_MIN
             self.writes = 0

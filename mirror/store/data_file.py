@@ -261,8 +261,7 @@ class DataFile:
 
         Nothing is promised: the flush waits for it all the same, and tells of its errors.
         """
-        if not self.commits.over:
-            _libc_sync_file_range(self.data_fd, offset, length, _BEGIN_WRITE_BACK)
+        _libc_sync_file_range(self.data_fd, offset, length, _BEGIN_WRITE_BACK)
 
     def _write_durable(self, buffer: Buffer, offset: int) -> None:
         self._raise_lost()

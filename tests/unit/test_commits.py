@@ -34,5 +34,4 @@ def after(*writes: int) -> Commits:
     ],
 )
 def test_a_flush_is_likely(writes: list[int], likely: bool) -> None:
-    commits = after(*writes)
-    assert (commits.likely and not commits.over) is likely
+    assert after(*writes).likely is likely
