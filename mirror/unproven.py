@@ -119,6 +119,8 @@ class Unproven:
                 )
             with self._books:
                 self._durable_pages.update(changed)
+                # The volume may have become larger meanwhile.
+                now.grow(self.extent_count)
                 self._durable = now
 
     def _pages(self, extents: ExtentSet, cursor: int) -> dict[int, tuple[int, int]]:

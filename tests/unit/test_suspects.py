@@ -1,6 +1,7 @@
 """Suspects and unproven extents: their stages, their files, what damage means, and what is durable before what."""
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -255,6 +256,24 @@ def test_extents_in_the_log_always_count(directory: Path) -> None:
     unproven.take(5)
     unproven.proven([5])
     assert unproven.extents() == [5]
+    store.close()
+
+
+def test_a_volume_that_grows_while_they_are_made_durable(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store, _, unproven = unproven_of(directory, ring_of())
+    write, more = store.unproven.write, EXTENTS + 8
+
+    def write_while_it_grows(pages: Iterable[tuple[int, bytes]]) -> None:
+        write(pages)
+        with unproven._books:
+            unproven.grow(more)
+
+    monkeypatch.setattr(store.unproven, "write", write_while_it_grows)
+    unproven.add([3])
+    unproven.persist()
+    assert unproven.evict([3]) is True
+    assert unproven.evict([more - 1]) is False
+    assert unproven.extents() == [3, more - 1]
     store.close()
 
 
