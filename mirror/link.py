@@ -15,6 +15,7 @@ Threads: one thread sends on a stream and one receives at a time. The control st
 import select
 import socket
 import struct
+import threading
 import time
 from collections.abc import Callable, Sequence
 from types import TracebackType
@@ -95,6 +96,8 @@ class Stream:
         self.spare: Spare | None = None
         # Messages that wait for those that are to be sent with them.
         self._held = b""
+        # Held while the socket is known by its number alone.
+        self._lent_lock = threading.Lock()
 
     def fileno(self) -> int:
         return self._socket.fileno()
@@ -180,8 +183,9 @@ class Stream:
     def _send_lent(self, head: bytes, payload: bytes | bytearray | memoryview, size: int) -> None:
         """Send a large payload by its pages; what the kernel does not take so is copied."""
         try:
-            self._socket.sendall(head, socket.MSG_MORE)
-            sent = lending.send(self._socket.fileno(), payload)
+            with self._lent_lock:
+                self._socket.sendall(head, socket.MSG_MORE)
+                sent = lending.send(self._socket.fileno(), payload)
             if sent < size:
                 self._socket.sendall(memoryview(payload)[sent:])
         except OSError as error:
@@ -297,8 +301,13 @@ class Stream:
             pass  # the peer was quicker
 
     def close(self) -> None:
-        """Give the descriptor back; only when no thread uses the stream any more."""
-        self._socket.close()
+        """Give the descriptor back; after `shutdown`, where a thread may still be sending.
+
+        Of a client's request that is so after the end of its session. A socket knows that it is closed; a number, as
+        lending has it, is somebody else's by then.
+        """
+        with self._lent_lock:
+            self._socket.close()
 
     def _payload(self, length: int) -> memoryview:
         available = self._end - self._start

@@ -2,12 +2,14 @@
 
 import contextlib
 import errno
+import os
 import queue
 import socket
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from pathlib import Path
 from unittest.mock import Mock
 
 import pytest
@@ -120,6 +122,38 @@ def test_a_connection_lost_in_the_middle_leaves_nothing_behind() -> None:
         sending = others.submit(near.send, MessageType.WRITE, payload=payload, lent=True)
         assert bytes(far.receive()[1]) == payload
         sending.result(TIMEOUT_S)
+
+
+def test_a_lent_payload_never_goes_to_who_got_the_number_of_its_socket(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A session that ended is closed while a worker still sends, and whoever opens next gets its numbers."""
+    vmsplice, closed = lending._vmsplice, threading.Event()
+
+    def end() -> None:
+        near.shutdown()
+        near.close()
+        closed.set()
+
+    closing = threading.Thread(target=end)
+
+    def vmsplice_late(*arguments: object) -> int:
+        closing.start()
+        closed.wait(0.5)
+        for number in range(8):
+            opened.append(os.open(tmp_path / str(number), os.O_WRONLY | os.O_CREAT))
+        return int(vmsplice(*arguments))
+
+    opened: list[int] = []
+    monkeypatch.setattr(lending, "_vmsplice", vmsplice_late)
+    with lending_streams() as (near, _):
+        with pytest.raises(LinkLost):
+            near.send(MessageType.WRITE, payload=bytes(lending.LENT_BYTES_MIN), lent=True)
+        closing.join(TIMEOUT_S)
+        assert near.fileno() == -1
+    for one in opened:
+        os.close(one)
+    assert not any(path.stat().st_size for path in tmp_path.iterdir())
 
 
 NO_LENDING: dict[str, tuple[str, object]] = {
