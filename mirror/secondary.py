@@ -180,7 +180,12 @@ class Receiver:
         stream.send(MessageType.ANSWER, payload=answer, code=code, number=told_ns, more=stream.buffered)
         store = self._replica.store
         if store.commits.likely and header.type is MessageType.WRITE and not header.flags & (Flag.FUA | Flag.RESYNC):
-            store.write_back_soon(header.offset, header.length)
+            try:
+                store.write_back_soon(header.offset, header.length)
+            except DeviceError as error:
+                # Answered already, so the end of the session has to tell.
+                self._disk_error(error)
+                self._session.end(str(error))
         if measured and header.type in MEASURED:
             self._note(header, received_ns, applied_ns, time.perf_counter_ns() - began_ns - applied_ns)
 

@@ -48,10 +48,12 @@ _NOT_POSSIBLE_HERE = (*_NEVER_POSSIBLE, codes.EINVAL, codes.EBUSY)
 
 # Without waiting for anything.
 _BEGIN_WRITE_BACK = 0x02
+# It did not begin, or goes on later.
+_NOTHING_LOST = (codes.ENOMEM, codes.EINTR, codes.EAGAIN, codes.ENOSYS, codes.EPERM)
 
 _libc_fallocate = ctypes.CDLL(None, use_errno=True).fallocate
 _libc_fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
-_libc_sync_file_range = ctypes.CDLL(None).sync_file_range
+_libc_sync_file_range = ctypes.CDLL(None, use_errno=True).sync_file_range
 _libc_sync_file_range.argtypes = (ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint)
 
 
@@ -87,6 +89,7 @@ class DataFile:
         self.can_fast_zero = self._probe_fast_zero()
         self.commits = Commits()
         self._flush_lock = runtime.lock()
+        self._write_back_lock = runtime.lock()
         # What the first failed write-back was: never forgotten.
         self._lost: tuple[str, OSError] | None = None
 
@@ -184,7 +187,7 @@ class DataFile:
                 os.fsync(self.data_fd)
             except OSError as error:
                 self._lost = ("flush", error)
-            self._raise_lost()
+            self._raise_lost_by_now()
 
     def give_room_back(self) -> None:
         """The volume does not grow."""
@@ -259,9 +262,17 @@ class DataFile:
     def write_back_soon(self, offset: int, length: int) -> None:
         """Let the disk begin with what was just written, where a flush is `likely`; for when nobody waits for it.
 
-        Nothing is promised: the flush waits for it all the same, and tells of its errors.
+        Nothing is promised: the flush waits for it all the same, and tells of its errors. But for those at its very
+        beginning: where ext4 can't allocate a delayed block it drops the page, and tells nobody else (invariant flush).
+        What was written beside it in that page is gone as well, so this is no full disk, whatever the kernel calls it.
         """
-        _libc_sync_file_range(self.data_fd, offset, length, _BEGIN_WRITE_BACK)
+        with self._write_back_lock:
+            if not _libc_sync_file_range(self.data_fd, offset, length, _BEGIN_WRITE_BACK):
+                return
+            number = ctypes.get_errno()
+            if number not in _NOTHING_LOST:
+                self._lost = ("write-back", OSError(codes.EIO, os.strerror(number)))
+                self._raise_lost()
 
     def _write_durable(self, buffer: Buffer, offset: int) -> None:
         self._raise_lost()
@@ -282,7 +293,7 @@ class DataFile:
             self._write_then_flush(buffer, offset)
         finally:
             self._durable_fds.append(fd)
-        self._raise_lost()
+        self._raise_lost_by_now()
 
     def _write_then_flush(self, buffer: Buffer, offset: int) -> None:
         self.write(buffer, offset)
@@ -297,7 +308,13 @@ class DataFile:
                 os.fdatasync(self.data_fd)
             except OSError as error:
                 self._lost = ("flush", error)
-            self._raise_lost()
+            self._raise_lost_by_now()
+
+    def _raise_lost_by_now(self) -> None:
+        """The same after something was made durable: a write-back may just have dropped a page of it."""
+        with self._write_back_lock:
+            pass  # what it lost is known once it has ended
+        self._raise_lost()
 
     def _raise_lost(self) -> None:
         if self._lost is not None:

@@ -140,8 +140,7 @@ def test_a_lent_payload_never_goes_to_who_got_the_number_of_its_socket(
     def vmsplice_late(*arguments: object) -> int:
         closing.start()
         closed.wait(0.5)
-        for number in range(8):
-            opened.append(os.open(tmp_path / str(number), os.O_WRONLY | os.O_CREAT))
+        opened.extend(os.open(tmp_path / str(number), os.O_WRONLY | os.O_CREAT) for number in range(8))
         return int(vmsplice(*arguments))
 
     opened: list[int] = []

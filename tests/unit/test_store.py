@@ -3,12 +3,14 @@
 What a store does when all is well is in tests/conformance/test_store.py.
 """
 
+import ctypes
 import errno as codes
 import os
 import random
 import subprocess
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -307,6 +309,50 @@ def test_a_durable_write_whose_write_back_fails_is_an_error(lying_device: Path, 
             store.flush()
     finally:
         store.close()
+
+
+def test_what_a_write_back_loses_at_its_beginning_is_no_secret(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel tells nobody else of a delayed block that it can't allocate, and drops the page."""
+    store = make()
+    number = codes.ENOMEM
+
+    def sync_file_range(*_: int) -> int:
+        ctypes.set_errno(number)
+        return -1
+
+    monkeypatch.setattr(data_file, "_libc_sync_file_range", sync_file_range)
+    store.write(b"x", 0)
+    store.write_back_soon(0, 1)
+    store.flush()
+    number = codes.ENOSPC
+    store.write(b"x", 0)
+    for refused in (lambda: store.write_back_soon(0, 1), store.flush, store.flush):
+        with pytest.raises(DeviceError) as caught:
+            refused()
+        assert caught.value.errno == codes.EIO
+    with pytest.raises(DeviceError):
+        store.write(b"x", 0, True)
+
+
+def test_a_flush_waits_for_what_a_write_back_that_runs_may_lose(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = make()
+    begun, dropped = threading.Event(), threading.Event()
+
+    def sync_file_range(*_: int) -> int:
+        begun.set()
+        assert dropped.wait(10)
+        ctypes.set_errno(codes.EIO)
+        return -1
+
+    monkeypatch.setattr(data_file, "_libc_sync_file_range", sync_file_range)
+    store.write(b"x", 0)
+    with ThreadPoolExecutor() as others:
+        writing = others.submit(store.write_back_soon, 0, 1)
+        assert begun.wait(10)
+        threading.Timer(0.2, dropped.set).start()
+        with pytest.raises(DeviceError):
+            store.flush()
+        assert isinstance(writing.exception(10), DeviceError)
 
 
 # -- full disks -------------------------------------------------------------------------------------------------------
