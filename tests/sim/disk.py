@@ -39,6 +39,8 @@ class File:
         self.versions: dict[int, list[Version]] = {}
         self._serial = 0
         self.descriptions: list[Description] = []
+        # A failed write-back that nobody was told of yet: whoever opens the file next is.
+        self.untold = False
 
     def page(self, index: int) -> bytes:
         return self.cached.get(index) or ZERO_PAGE
@@ -108,6 +110,7 @@ class File:
         self.versions.clear()
         self.cached = dict(self.durable)
         self.descriptions.clear()
+        self.untold = False
 
 
 class Description:
@@ -116,7 +119,7 @@ class Description:
     def __init__(self, file: File, process: Process | None) -> None:
         self.file = file
         self.process = process
-        self.news = False
+        self.news = file.untold
         file.descriptions.append(self)
 
 
@@ -305,6 +308,7 @@ class OsModule:
             file.lose(taken)
             for description in file.descriptions:
                 description.news = True
+            file.untold = True
         else:
             file.make_durable(taken)
         return 0
@@ -316,7 +320,7 @@ class OsModule:
     def fdatasync(self, descriptor: int) -> None:
         description = self._described(descriptor)
         if description.news:
-            description.news = False
+            description.news = description.file.untold = False
             raise OSError(errno.EIO, "Input/output error")
         self._flush(description, None, "flush")
         description.file.disk.on_durable(description.file, 0, description.file.size_bytes)
