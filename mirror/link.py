@@ -24,7 +24,7 @@ from typing import NamedTuple
 from mirror import lending
 from mirror.core import wire
 from mirror.core.errors import LinkLost, OperatorError, ProtocolError
-from mirror.core.limits import CONTROL_BYTES_MAX, HELLO_BYTES_MAX
+from mirror.core.limits import ACCEPT_PAUSE_S, CONTROL_BYTES_MAX, HELLO_BYTES_MAX
 from mirror.core.wire import Header, MessageType
 from mirror.runtime import Runtime, Thread
 
@@ -40,8 +40,6 @@ TCP_INFO_MOVED = struct.Struct("=120x2Q")
 # A stranger that connects and says nothing is dropped after this time.
 GREETING_TIMEOUT_S = 2.0
 LISTEN_BACKLOG = 64
-# After an accept that the system refused (no descriptor) whoever comes waits so long for the next one.
-ACCEPT_PAUSE_S = 0.1
 # Strangers that are being greeted at one time; each may have a buffer and a first message (128 x 96 KiB).
 GREETINGS_MAX = 128
 

@@ -87,13 +87,11 @@ class Unproven:
 
     def proven(self, extents: Collection[int]) -> None:
         """Compared, and what differs is durably suspect on both. Durable with the next `persist`."""
-        for extent in extents:
-            self._proving.discard(extent)
+        self._proving.difference_update(extents)
 
     def proven_by_peer(self, extents: Collection[int]) -> None:
         """The same, at the side that is driven: nothing enters its log meanwhile."""
-        for extent in extents:
-            self._held.discard(extent)
+        self._held.difference_update(extents)
 
     def grow(self, extent_count: int) -> None:
         """The volume has become larger, and the file has room for it (Store.grow_maps)."""

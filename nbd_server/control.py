@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from mirror.core.errors import MirrorError, OperatorError
+from mirror.core.limits import ACCEPT_PAUSE_S
 from mirror.runtime import Runtime, Thread
 from nbd_server import hold
 
@@ -30,8 +31,6 @@ REPLY_BYTES_MAX = 4 * 1024 * 1024
 CONNECTIONS_MAX = 32
 # Whoever connects and says nothing makes room again after this time.
 IDLE_S = 30.0
-# After an accept that the system refused (no descriptor) whoever comes waits so long for the next one.
-ACCEPT_PAUSE_S = 0.1
 # What `stop` gives commands that are under way.
 STOP_S = 1.0
 # A server that is starting (or being started again) answers after a moment: how often a client looks.

@@ -72,6 +72,15 @@ def wait_ended(volume: Volume, session: Session) -> str:
     return session.reason
 
 
+def cut_until_in_step(first: Volume, second: Volume) -> None:
+    """End the session; the next one has its handshake, and the resync that follows from it."""
+    session = session_of(first)
+    session.end("a cut, for the test")
+    wait_ended(first, session)
+    wait_in_step(first)
+    wait_in_step(second)
+
+
 def create(
     directory: Path, listen: int, peer: int, protocol: Any = "C", size_bytes: int = SIZE_BYTES, **more: Any
 ) -> Config:

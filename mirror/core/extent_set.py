@@ -47,6 +47,10 @@ class ExtentSet:
         for extent in extents:
             bits[extent >> 3] |= 1 << (extent & 7)
 
+    def difference_update(self, extents: Iterable[int]) -> None:
+        for extent in extents:
+            self.discard(extent)
+
     def clear(self) -> None:
         self._bits = bytearray(len(self._bits))
 

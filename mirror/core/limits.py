@@ -143,3 +143,5 @@ PROOF_REST_BYTES_PER_S = 16 * MIB
 # How often a running verify notes durably how far it is, and a proof which extents it has compared: what an
 # interruption costs to compare again, against two durable writes.
 VERIFY_NOTE_INTERVAL_S = 5.0
+# After an accept that the system refused (no descriptor) whoever comes waits so long for the next one.
+ACCEPT_PAUSE_S = 0.1

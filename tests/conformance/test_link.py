@@ -6,7 +6,7 @@ import os
 import queue
 import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,11 +17,12 @@ import zmq
 
 from mirror import lending, link
 from mirror.core import wire
-from mirror.core.errors import LinkLost, OperatorError, ProtocolError
+from mirror.core.errors import LinkLost, ProtocolError
 from mirror.core.limits import HELLO_BYTES_MAX
 from mirror.core.wire import Header, MessageType
 from mirror.link import Listener, Poller, Stream, dial
-from mirror.runtime import Runtime, Thread
+from mirror.runtime import Runtime
+from tests.shortages import refuse_descriptors_then_a_thread
 
 SIZES = (0, 1, 191, 192, 255, 256, 4096, 65_535, 65_536, 65_537, 1 << 20)
 TIMEOUT_S = 5
@@ -274,23 +275,7 @@ def test_the_poller_reports_and_wakes() -> None:
 
 
 def test_a_listener_outlives_a_lack_of_descriptors_and_threads(monkeypatch: pytest.MonkeyPatch) -> None:
-    really_accept, really_spawn = socket.socket.accept, Runtime.spawn
-    lacks = ["descriptor", "descriptor", "thread"]
-
-    def accept(self: socket.socket) -> tuple[socket.socket, object]:
-        if "descriptor" in lacks:
-            lacks.remove("descriptor")
-            raise OSError(errno.EMFILE, "Too many open files")
-        return really_accept(self)
-
-    def spawn(self: Runtime, name: str, function: Callable[..., None], *arguments: object) -> Thread:
-        if name == "greeting" and lacks:
-            lacks.clear()
-            raise OperatorError("can't start the thread", remedy="allow more")
-        return really_spawn(self, name, function, *arguments)
-
-    monkeypatch.setattr(socket.socket, "accept", accept)
-    monkeypatch.setattr(Runtime, "spawn", spawn)
+    refuse_descriptors_then_a_thread(monkeypatch, "greeting")
     with listening() as (address, streams, strangers):
         with pytest.raises(LinkLost):
             dial(address, TIMEOUT_S)

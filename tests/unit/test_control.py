@@ -1,21 +1,21 @@
 """The control socket: answers, refusals, silence, garbage, many at a time, and a path of any length."""
 
-import errno
 import json
 import os
 import socket
 import stat
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from mirror.core.errors import OperatorError
-from mirror.runtime import Runtime, Thread
+from mirror.runtime import Runtime
 from nbd_server import control, hold
 from nbd_server.control import CommandRefused, ControlServer, NotServing, ServerSilent
+from tests.shortages import refuse_descriptors_then_a_thread
 
 RUNTIME = Runtime()
 
@@ -78,23 +78,7 @@ def test_a_line_that_is_no_request_is_answered_so(tmp_path: Path, line: bytes) -
 def test_it_outlives_a_lack_of_descriptors_and_threads(
     tmp_path: Path, volume: Volume, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    really_accept, really_spawn = socket.socket.accept, Runtime.spawn
-    lacks = ["descriptor", "descriptor", "thread"]
-
-    def accept(self: socket.socket) -> tuple[socket.socket, object]:
-        if "descriptor" in lacks:
-            lacks.remove("descriptor")
-            raise OSError(errno.EMFILE, "Too many open files")
-        return really_accept(self)
-
-    def spawn(self: Runtime, name: str, function: Callable[..., None], *arguments: object) -> Thread:
-        if name == "control-command" and lacks:
-            lacks.clear()
-            raise OperatorError("can't start the thread", remedy="allow more")
-        return really_spawn(self, name, function, *arguments)
-
-    monkeypatch.setattr(socket.socket, "accept", accept)
-    monkeypatch.setattr(Runtime, "spawn", spawn)
+    refuse_descriptors_then_a_thread(monkeypatch, "control-command")
     server = ControlServer(tmp_path / control.FILE_NAME, volume.handle, RUNTIME)
     server.start()
     with raw(tmp_path) as connection, connection.makefile("rb") as replies:

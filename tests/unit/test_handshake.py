@@ -27,6 +27,7 @@ from tests.pair import (
     PATIENCE_S,
     SIZE_BYTES,
     create,
+    cut_until_in_step,
     free_port,
     pair,
     peer_of,
@@ -385,15 +386,6 @@ def test_a_sound_map_page_that_names_blocks_behind_the_volume_is_damage(tmp_path
         assert volume._replica.dirty.dirty_bytes == EXTENT_BYTES + 4096
         assert any("can't be read" in note for note in volume._notes)
         volume._replica.store.close()
-
-
-def cut_until_in_step(first: Volume, second: Volume) -> None:
-    """End the session; the next one has its handshake, and the resync that follows from it."""
-    session = session_of(first)
-    session.end("a cut, for the test")
-    wait_ended(first, session)
-    wait_in_step(first)
-    wait_in_step(second)
 
 
 def test_a_source_is_stable_before_its_target_gives_up_what_only_it_may_remember(

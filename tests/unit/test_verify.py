@@ -18,7 +18,17 @@ from mirror.verify_run import Run
 from nbd_server.config import load
 from nbd_server.status import iso_time
 from nbd_server.volume import Volume
-from tests.pair import PATIENCE_S, SIZE_BYTES, pair, peer_of, serve, session_of, wait_ended, wait_in_step
+from tests.pair import (
+    PATIENCE_S,
+    SIZE_BYTES,
+    cut_until_in_step,
+    pair,
+    peer_of,
+    serve,
+    session_of,
+    wait_ended,
+    wait_in_step,
+)
 
 BLOCK = bytes(range(256)) * 16
 OTHER = BLOCK[::-1]
@@ -482,14 +492,6 @@ def stopped_at(volume: Volume, least_bytes: int, **wish: Any) -> Run:
     return verifier.run
 
 
-def reconnect(first: Volume, second: Volume) -> None:
-    session = session_of(first)
-    session.end("a test cuts the link")
-    wait_ended(first, session)
-    wait_in_step(first)
-    wait_in_step(second)
-
-
 def test_one_that_was_stopped_goes_on_where_it_was_in_the_same_session(tmp_path: Path) -> None:
     with pair(tmp_path) as (first, second):
         flip(tmp_path, "b", 0)
@@ -513,7 +515,7 @@ def test_one_that_lost_its_peer_goes_once_round_from_where_it_was(tmp_path: Path
         first._command({"command": "verify", "act": "start", "rate": 4 << 20})
         verifier = peer_of(first).verifier
         wait_until(lambda: verifier.run is not None and verifier.run.cursor >= 2 << 20)
-        reconnect(first, second)
+        cut_until_in_step(first, second)
         assert verifier.run is not None
         cursor = verifier.run.cursor
         assert verifier.run.status()["state"] == "stopped"
@@ -529,7 +531,7 @@ def test_one_that_lost_its_peer_goes_once_round_from_where_it_was(tmp_path: Path
 def test_a_circle_that_is_cut_short_is_owed_again(tmp_path: Path) -> None:
     with pair(tmp_path) as (first, second):
         begin = stopped_at(first, 5 << 20).cursor
-        reconnect(first, second)
+        cut_until_in_step(first, second)
         # Over the end of the volume.
         second_part = stopped_at(first, 4 << 20)
         assert second_part.begin == begin
@@ -541,7 +543,7 @@ def test_a_circle_that_is_cut_short_is_owed_again(tmp_path: Path) -> None:
         assert (third_part.begin, third_part.resumed_bytes) == (begin, compared)
         assert third_part.progress.total_bytes == SIZE_BYTES - compared
         cursor = third_part.cursor
-        reconnect(first, second)
+        cut_until_in_step(first, second)
         flip(tmp_path, "b", SIZE_BYTES - 1)
         run = verify(first)
         assert (run["begin"], run["resumed_bytes"], run["done_bytes"]) == (cursor, 0, SIZE_BYTES)
@@ -569,7 +571,7 @@ def test_a_repair_that_was_stopped_counts_what_it_has_repaired_in_the_same_sessi
         assert (run["resumed_bytes"], run["result"], run["repaired_bytes"]) == (cursor, "repaired", 4096)
         flip(tmp_path, "b", 0)
         cursor = stopped_at(first, 1 << 20, repair="primary").cursor
-        reconnect(first, second)
+        cut_until_in_step(first, second)
         run = verify(first, repair="primary")
         assert (run["begin"], run["resumed_bytes"], run["result"], run["repaired_bytes"]) == (cursor, 0, "equal", 0)
 
