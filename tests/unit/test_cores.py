@@ -23,8 +23,9 @@ def thread() -> Iterator[int]:
         assert other.native_id is not None
         yield other.native_id
     finally:
-        for one in os.listdir("/proc/self/task"):
-            os.sched_setaffinity(int(one), ALLOWED)
+        for one in map(int, os.listdir("/proc/self/task")):
+            os.sched_setscheduler(one, os.SCHED_OTHER, os.sched_param(0))
+            os.sched_setaffinity(one, ALLOWED)
         end.set()
         other.join()
 
@@ -43,6 +44,8 @@ def test_gathered_on_one_core_that_is_allowed(monkeypatch: pytest.MonkeyPatch, t
     told = looks(monkeypatch, "auto", True)
     first, moved = os.sched_getaffinity(os.getpid()), os.sched_getaffinity(thread)
     assert first == ALLOWED
+    assert os.sched_getscheduler(os.getpid()) == os.SCHED_OTHER
+    assert os.sched_getscheduler(thread) == (os.SCHED_BATCH if len(ALLOWED) > 1 else os.SCHED_OTHER)
     # A process that may use one core only has nothing to choose.
     assert (told, len(moved)) == ([True] if len(ALLOWED) > 1 else [], 1)
     assert moved <= ALLOWED
@@ -61,6 +64,20 @@ def test_back_to_all_that_are_allowed(monkeypatch: pytest.MonkeyPatch, thread: i
         cores._began_ns = time.perf_counter_ns() - WINDOW_NS
         cores.look(16, 1)
     assert os.sched_getaffinity(thread) == ALLOWED
+    assert os.sched_getscheduler(thread) == os.SCHED_OTHER
+
+
+@pytest.mark.skipif(len(ALLOWED) < 2, reason="one core only")
+def test_a_class_that_the_operator_chose_stays(monkeypatch: pytest.MonkeyPatch, thread: int) -> None:
+    for one in (os.getpid(), thread):
+        os.sched_setscheduler(one, os.SCHED_BATCH, os.sched_param(0))
+    cores = Cores("auto", lambda _: None)
+    for said in (True, False):
+        monkeypatch.setattr(Placement, "window", lambda *_, said=said: said)
+        cores._began_ns = time.perf_counter_ns() - WINDOW_NS
+        cores.look(16, 1)
+        assert (len(os.sched_getaffinity(thread)) == 1) is said
+        assert os.sched_getscheduler(thread) == os.SCHED_BATCH
 
 
 def test_without_clients_the_threads_run_anywhere_and_nothing_of_them_is_remembered(
