@@ -53,6 +53,7 @@ class Request(NamedTuple):
     length: int
     payload: bytes | memoryview
     payload_crc: int
+    number: int = 0
 
 
 class Spare:
@@ -151,11 +152,11 @@ class Stream:
         """Send them one after the other by one system call; blocks and raises as `send`."""
         parts: list[bytes | memoryview] = []
         size = 0
-        for kind, flags, offset, length, payload, payload_crc in requests:
+        for kind, flags, offset, length, payload, payload_crc, number in requests:
             self.sent += 1
             payload_bytes = len(payload)
             head = wire.encode_message(
-                kind, flags, self.session, self.sent, offset, length, payload_bytes, payload_crc, 0, 0
+                kind, flags, self.session, self.sent, offset, length, payload_bytes, payload_crc, 0, number
             )
             parts.append(head)
             size += len(head) + payload_bytes

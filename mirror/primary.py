@@ -599,13 +599,24 @@ class Primary:
         return self._active
 
     def unanswered(self) -> int:
-        """Changes on their way, chunks of a resync and repairs among them."""
+        """Changes on their way and repairs; what a resync copies is none."""
         with self._books:
             return self._ranges.unanswered()
 
+    def try_range(self, offset: int, length: int) -> Ticket | None:
+        """The same if nothing works on it at this moment; called with the books held."""
+        ticket = self._ranges.request(offset, length)
+        if ticket.granted:
+            return ticket
+        self._ranges.unlock(ticket)
+        return None
+
     def unlock_range(self, ticket: Ticket) -> None:
+        self.unlock_ranges([ticket])
+
+    def unlock_ranges(self, tickets: list[Ticket]) -> None:
         with self._books:
-            if self._ranges.unlock(ticket):
+            if [ticket for ticket in tickets if self._ranges.unlock(ticket)]:
                 self._changed.notify_all()
 
     @contextlib.contextmanager

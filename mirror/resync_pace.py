@@ -37,8 +37,7 @@ class Pace:
         now_s = self._runtime.now_s()
         with self._lock:
             if self._throttle.due(now_s):
-                # Chunks of the resync hold ranges, too.
-                running = self._primary.unanswered() > self._throttle.working
+                running = self._primary.unanswered() > 0
                 self._throttle.observe(now_s, self._primary.trace.take_recent_writes(), running)
             return self._throttle.wait_s(now_s, stream)
 

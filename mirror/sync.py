@@ -1,15 +1,16 @@
 """Resync, driven by its source: copy the dirty blocks to the target.
 
-Each chunk is locked like a write (invariant same-order): the source reads it and sends it. Where that is measured to
-pay it first asks the target for the digests of its blocks, and sends only those that differ. Zero blocks travel as a
-range. A copied block is as unstable as a written one until both replicas have flushed (invariants unstable-is-dirty,
-clear-after-stable), so an interruption at any point leaves it dirty, and a resync goes on where it was. The target
-becomes UpToDate only by the source's last word, after a flush of both.
+A chunk is one large dirty run, or many small ones that share their messages: one at a time, scattered blocks would do
+little but wait. Each run is locked like a write (invariant same-order): the source reads it and sends it. Where that is
+measured to pay it first asks the target for the digests of the blocks, and sends only those that differ. Zero blocks
+travel as a range. A copied block is as unstable as a written one until both replicas have flushed (invariants
+unstable-is-dirty, clear-after-stable), so an interruption at any point leaves it dirty, and a resync goes on where it
+was. The target becomes UpToDate only by the source's last word, after a flush of both.
 """
 
 import logging
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import lz4.block
 
@@ -17,14 +18,16 @@ from mirror.core import resync
 from mirror.core.dirty_map import DirtyMap
 from mirror.core.errors import LinkLost, MirrorError, PeerError
 from mirror.core.generation import Action
-from mirror.core.limits import RESYNC_STABLE_BYTES, SYNC_STREAMS
+from mirror.core.limits import BLOCK_BYTES, RESYNC_RUN_BYTES, RESYNC_STABLE_BYTES, SYNC_STREAMS
+from mirror.core.range_lock import Ticket
 from mirror.core.resync import Action as BlockAction
 from mirror.core.resync import Asking, Compression, Progress
 from mirror.core.selection import both
 from mirror.core.throttle import AUTO, Rate
 from mirror.core.wire import Flag, MessageType, crc32c
 from mirror.driven import say_extents
-from mirror.link import Stream
+from mirror.lending import LENT_BYTES_MIN
+from mirror.link import NO_PAYLOAD, Request, Stream
 from mirror.primary import Primary, describe_errno
 from mirror.replica import Replica
 from mirror.resync_pace import Pace
@@ -33,11 +36,20 @@ from mirror.session import Session
 
 log = logging.getLogger(__name__)
 
-# (action, offset, length)
-Runs = list[tuple[BlockAction, int, int]]
+# (offset, length): dirty runs that are locked and copied together.
+Chunk = list[tuple[int, int]]
 
 # The target's last word takes two durable superblocks and a map.
 FINISH_TIMEOUT_S = 20.0
+
+
+class Piece(NamedTuple):
+    """What is done about a part of a chunk; `content` is what the target is sent."""
+
+    action: BlockAction
+    offset: int
+    length: int
+    content: memoryview
 
 
 class SyncSource:
@@ -94,11 +106,10 @@ class SyncSource:
         try:
             stream = self._session.borrow_sync()
             pace.wait(number)
-            while (chunk := self._next()) is not None:
-                self._copy_chunk(stream, *chunk)
+            while copied_bytes := self._copy_next(stream):
                 self._report()
                 self._stabilise_at_times()
-                pace.done(number, chunk[1])
+                pace.done(number, copied_bytes)
                 pace.wait(number)
             pace.leave(number)
             self._session.give_back_sync(stream)
@@ -112,97 +123,123 @@ class SyncSource:
                 self._session.disk_trouble = True
             self._session.end(f"the resync stopped: {error.message}")
 
-    def _next(self) -> tuple[int, int] | None:
+    def _copy_next(self, stream: Stream) -> int:
+        """Copy the next chunk; its bytes, 0 when there is none."""
         with self._replica.books:
-            run = self._replica.dirty.next_run(self._cursor, self._pace.chunk_bytes)
-            if run is not None:
-                self._cursor = run[0] + run[1]
-            return run
-
-    def _copy_chunk(self, stream: Stream, offset: int, length: int) -> None:
-        ranges = self._primary.lock_range(offset, length)
+            bytes_max = self._pace.chunk_bytes
+            first = self._replica.dirty.next_run(self._cursor, bytes_max)
+            if first is None:
+                return 0
+            self._cursor = sum(first)
+        tickets = [self._primary.lock_range(*first)]
         try:
-            if self._replica.store.is_hole(offset, length):
-                # Nothing to read and nothing to compare: a sparse volume is synced at the speed of its metadata.
-                self._ask(stream, MessageType.ZERO, offset, length, flags=Flag.RESYNC | Flag.MAY_TRIM)
-                self.skipped_bytes += length
-                self._copied(offset, length)
-                return
-            content, runs = (
-                self._compare(stream, offset, length) if self._asking.wanted() else self._read(offset, length)
-            )
-            for action, at, size in runs:
-                if action is BlockAction.SKIP:
-                    self.skipped_bytes += size
-                elif action is BlockAction.ZERO:
-                    self._ask(stream, MessageType.ZERO, at, size, flags=Flag.RESYNC | Flag.MAY_TRIM)
-                    self.skipped_bytes += size
-                else:
-                    self._send(stream, at, memoryview(content)[at - offset : at - offset + size])
-                    self.sent_bytes += size
-            self._copied(offset, length)
+            chunk = [first, *self._lock_more(bytes_max - max(first[1], RESYNC_RUN_BYTES), tickets)]
+            for ticket in tickets:
+                # Nothing changes here: readers need not wait.
+                ticket.answered = True
+            self._copy_chunk(stream, chunk)
         finally:
-            self._primary.unlock_range(ranges)
+            self._primary.unlock_ranges(tickets)
+        return sum(length for _, length in chunk)
 
-    def _compare(self, stream: Stream, offset: int, length: int) -> tuple[bytes, Runs]:
-        """The chunk, and what the target lacks of it; both sides take their digests at the same time."""
+    def _lock_more(self, bytes_max: int, tickets: list[Ticket]) -> Chunk:
+        """Runs behind the first, up to one that somebody works on: who has a ticket may not wait for another."""
+        runs: Chunk = []
+        with self._replica.books:
+            while bytes_max >= BLOCK_BYTES and (run := self._replica.dirty.next_run(self._cursor, bytes_max)):
+                ticket = self._primary.try_range(*run)
+                if ticket is None:
+                    break
+                tickets.append(ticket)
+                runs.append(run)
+                self._cursor = sum(run)
+                bytes_max -= max(run[1], RESYNC_RUN_BYTES)
+        return runs
+
+    def _copy_chunk(self, stream: Stream, chunk: Chunk) -> None:
+        pieces, data = [], []
+        for offset, length in chunk:
+            if length > RESYNC_RUN_BYTES and self._replica.store.is_hole(offset, length):
+                # Nothing to read and nothing to compare: a sparse volume is synced at the speed of its metadata.
+                pieces.append(Piece(BlockAction.ZERO, offset, length, NO_PAYLOAD))
+            else:
+                data.append((offset, length))
+        if data:
+            pieces += self._compare(stream, data) if self._asking.wanted() else self._read(data)
+        self._send(stream, pieces)
+        self._copied(chunk)
+
+    def _compare(self, stream: Stream, data: Chunk) -> list[Piece]:
+        """The data as what the target lacks of it; both sides take their digests at the same time."""
         started_s = self._runtime.now_s()
-        stream.send(MessageType.SUMS, Flag.RESYNC, offset, length)
-        content = self._replica.store.read(length, offset)
-        local = resync.block_sums(content)
-        remote = resync.decode_sums(self._answer(stream), length)
-        runs = resync.classify_blocks(local, remote, offset)
-        equal_bytes = sum(size for action, _, size in runs if action is BlockAction.SKIP)
-        self._asking.asked(length, equal_bytes, self._runtime.now_s() - started_s)
-        return content, runs
+        stream.send_requests(
+            [Request(MessageType.SUMS, Flag.RESYNC, offset, length, b"", 0) for offset, length in data]
+        )
+        local = []
+        for offset, length in data:
+            content = self._replica.store.read(length, offset)
+            local.append((offset, content, resync.block_sums(content)))
+        pieces = []
+        for offset, content, sums in local:
+            remote = resync.decode_sums(self._answer(stream), len(content))
+            pieces += _pieces(content, offset, resync.classify_blocks(sums, remote, offset))
+        equal_bytes = sum(piece.length for piece in pieces if piece.action is BlockAction.SKIP)
+        self._asking.asked(sum(length for _, length in data), equal_bytes, self._runtime.now_s() - started_s)
+        return pieces
 
-    def _read(self, offset: int, length: int) -> tuple[bytes, Runs]:
-        """The chunk, and all of it as what the target lacks."""
-        content = self._replica.store.read(length, offset)
-        return content, resync.uncompared_runs(content, offset)
+    def _read(self, data: Chunk) -> list[Piece]:
+        """The data, and all of it as what the target lacks."""
+        pieces = []
+        for offset, length in data:
+            content = self._replica.store.read(length, offset)
+            pieces += _pieces(content, offset, resync.uncompared_runs(content, offset))
+        return pieces
 
-    def _copied(self, offset: int, length: int) -> None:
+    def _copied(self, chunk: Chunk) -> None:
         """The target has the chunk, in memory at least: no longer dirty, not stable yet."""
         with self._replica.books:
             if self._primary.session is not self._session:
                 raise LinkLost(self._session.reason)
-            self._replica.dirty.clear(offset, length)
-            self._replica.unstable.mark(offset, length)
-            self._since_stable += length
-            self.progress.advance(length, self._runtime.now_s() - self._started_s)
+            for offset, length in chunk:
+                self._replica.dirty.clear(offset, length)
+                self._replica.unstable.mark(offset, length)
+                self._since_stable += length
+                self.progress.advance(length, self._runtime.now_s() - self._started_s)
 
-    def _send(self, stream: Stream, offset: int, content: memoryview) -> None:
-        length = len(content)
+    def _send(self, stream: Stream, pieces: list[Piece]) -> None:
         begun_s = self._runtime.now_s()
-        if self._compression.wanted():
-            started_s = self._runtime.now_s()
-            packed = lz4.block.compress(content, store_size=False)
+        different = [piece for piece in pieces if piece.action is BlockAction.SEND]
+        requests = [_zero(piece) for piece in pieces if piece.action is BlockAction.ZERO]
+        raw_bytes = sum(piece.length for piece in different)
+        if different and self._compression.wanted():
+            requests += map(_packed, different)
+            packed_bytes = sum(len(request.payload) for request in requests)
             packed_s = self._runtime.now_s()
-            smaller = len(packed) < length
-            if smaller:
-                # The message's own checksum covers what travels; this one what is written.
-                self._ask(stream, MessageType.WRITE, offset, length, packed, Flag.RESYNC | Flag.LZ4, crc32c(content))
-            else:
-                self._ask(stream, MessageType.WRITE, offset, length, content, Flag.RESYNC)
-            self._compression.packed(length, len(packed), packed_s - started_s, self._runtime.now_s() - packed_s)
+            self._ask(stream, requests)
+            self._compression.packed(raw_bytes, packed_bytes, packed_s - begun_s, self._runtime.now_s() - packed_s)
         else:
-            started_s = self._runtime.now_s()
-            self._ask(stream, MessageType.WRITE, offset, length, content, Flag.RESYNC)
-            self._compression.plain(length, self._runtime.now_s() - started_s)
-        self._asking.sent(length, self._runtime.now_s() - begun_s)
+            requests += map(_plain, different)
+            self._ask(stream, requests)
+            if different:
+                self._compression.plain(raw_bytes, self._runtime.now_s() - begun_s)
+        if different:
+            self._asking.sent(raw_bytes, self._runtime.now_s() - begun_s)
+        self.sent_bytes += raw_bytes
+        self.skipped_bytes += sum(piece.length for piece in pieces) - raw_bytes
 
-    def _ask(
-        self,
-        stream: Stream,
-        kind: MessageType,
-        offset: int,
-        length: int,
-        payload: bytes | memoryview = b"",
-        flags: int = Flag.RESYNC,
-        number: int = 0,
-    ) -> memoryview:
-        stream.send(kind, flags, offset, length, payload, number=number, lent=True)
-        return self._answer(stream)
+    def _ask(self, stream: Stream, requests: list[Request]) -> None:
+        """Send them, and wait until the target has carried out all of them."""
+        small = []
+        for request in requests:
+            if len(request.payload) < LENT_BYTES_MIN:
+                small.append(request)
+            else:
+                kind, flags, offset, length, payload, payload_crc, number = request
+                stream.send(kind, flags, offset, length, payload, number=number, payload_crc=payload_crc, lent=True)
+        if small:
+            stream.send_requests(small)
+        for _ in requests:
+            self._answer(stream)
 
     def _answer(self, stream: Stream) -> memoryview:
         header, answer = stream.receive_answer()
@@ -217,7 +254,7 @@ class SyncSource:
             stream = self._session.borrow_sync()
             try:
                 content = self._replica.store.read(length, offset)
-                self._ask(stream, MessageType.WRITE, offset, length, content)
+                self._ask(stream, [_plain(Piece(BlockAction.SEND, offset, length, memoryview(content)))])
                 with self._replica.books:
                     if self._primary.session is not self._session:
                         raise LinkLost(self._session.reason)
@@ -290,3 +327,29 @@ class SyncSource:
             "resync done: %d bytes were dirty, %d sent, %d equal or zero, %.1f s",
             self.total_bytes, self.sent_bytes, self.skipped_bytes, result["seconds"],
         )  # fmt: skip
+
+
+def _pieces(content: bytes, offset: int, runs: list[tuple[BlockAction, int, int]]) -> list[Piece]:
+    """The runs of a content that begins at `offset`, with what each of them holds."""
+    view = memoryview(content)
+    return [Piece(action, at, size, view[at - offset : at - offset + size]) for action, at, size in runs]
+
+
+def _zero(piece: Piece) -> Request:
+    return Request(MessageType.ZERO, Flag.RESYNC | Flag.MAY_TRIM, piece.offset, piece.length, b"", 0)
+
+
+def _plain(piece: Piece) -> Request:
+    content = piece.content
+    return Request(MessageType.WRITE, Flag.RESYNC, piece.offset, piece.length, content, crc32c(content))
+
+
+def _packed(piece: Piece) -> Request:
+    """Compressed, if that makes it smaller."""
+    packed = lz4.block.compress(piece.content, store_size=False)
+    if len(packed) >= piece.length:
+        return _plain(piece)
+    # The message's own checksum covers what travels; this one what is written.
+    written_crc = crc32c(piece.content)
+    flags = Flag.RESYNC | Flag.LZ4
+    return Request(MessageType.WRITE, flags, piece.offset, piece.length, packed, crc32c(packed), written_crc)

@@ -114,11 +114,6 @@ class Throttle:
         """Whether it is time to `observe`."""
         return self._governed and now_s - self._observed_s >= STEP_S
 
-    @property
-    def working(self) -> int:
-        """Chunks on their way."""
-        return len(self._working)
-
     def observe(self, now_s: float, latencies_ns: Sequence[int], running: bool) -> None:
         """The latencies of the writes answered since the last call, and whether foreground changes run now."""
         since_s, self._observed_s = self._observed_s, now_s

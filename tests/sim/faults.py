@@ -171,7 +171,8 @@ FAULTS = (
     ),
     _fault(
         "resync racing a write",
-        ("mirror.sync:SyncSource._copy_chunk", "lock_range(offset, length)", "lock_range(1 << 40, 1)"),
+        ("mirror.sync:SyncSource._copy_next", "lock_range(*first)", "lock_range(1 << 40, 1)"),
+        ("mirror.sync:SyncSource._lock_more", "try_range(*run)", "try_range((1 << 40) + run[0], 1)"),
         events=("kill-nbdkit", "reset", "slow-link"),
         narrow=True,
     ),
