@@ -14,6 +14,7 @@ from bench.works import (
     APART,
     BARE,
     FILE,
+    LARGE_FILE,
     MIRRORED_A,
     MIRRORED_B,
     MIRRORED_C,
@@ -22,6 +23,7 @@ from bench.works import (
     SMALL_LOG,
     TWO_FILES,
     UNTOUCHED,
+    UNTOUCHED_FILE,
 )
 
 NOT_AVAILABLE = "not available"
@@ -163,6 +165,15 @@ ROWS = (
         (works.COLD_DEEP, SMALL_LOG),
         (works.HOT_DEEP, SMALL_LOG),
     ),
+    row(EXTENTS, f"{LARGE_FILE}, p50, × hot", None, "p50_us", (works.COLD, LARGE_FILE), (works.HOT, LARGE_FILE)),
+    row(
+        EXTENTS,
+        f"{LARGE_FILE}, at depth 16, IOPS, × hot",
+        None,
+        "operations_per_s",
+        (works.COLD_DEEP, LARGE_FILE),
+        (works.HOT_DEEP, LARGE_FILE),
+    ),
     row(EXTENTS, "the slowest of them, depth 1", at_most(50, "ms"), "max_ms", (works.COLD, SMALL_LOG)),
     row(EXTENTS, "the slowest of them, depth 16", at_most(50, "ms"), "max_ms", (works.COLD_DEEP, SMALL_LOG)),
     Row(
@@ -171,6 +182,13 @@ ROWS = (
         Figure(works.TOUCH, UNTOUCHED, "p99_9_us"),
         Figure(works.TOUCH, UNTOUCHED, "p99_us"),
         at_most(2),
+    ),
+    Row(
+        EXTENTS,
+        f"{UNTOUCHED_FILE}, sequential, p99.9, × p99",
+        Figure(works.TOUCH, UNTOUCHED_FILE, "p99_9_us"),
+        Figure(works.TOUCH, UNTOUCHED_FILE, "p99_us"),
+        None,
     ),
     row(
         RESYNC,

@@ -28,7 +28,9 @@ NO_SPIN = "mirrored, C, no spinning"
 APART = "mirrored, C, over veth"
 QUORUM = "qemu quorum"
 SMALL_LOG = "mirrored, C, small log"
+LARGE_FILE = "nbdkit file, as large"
 UNTOUCHED = "mirrored, C, never written"
+UNTOUCHED_FILE = "nbdkit file, never written"
 
 MakeTarget = Callable[[str, Path, Scale], Target]
 
@@ -38,15 +40,14 @@ def _target(make: Callable[..., Target], name: str, directory: Path, scale: Scal
     return make(name, directory, scale.volume_bytes, scale.volume_bytes)
 
 
-def _small_log(name: str, directory: Path, scale: Scale) -> Target:
-    """20 times its log. In full it is written whole before: to find room for blocks is the filesystem's work."""
+def _twenty_logs(make: Callable[..., Target], name: str, directory: Path, scale: Scale) -> Target:
+    """20 times the smallest log. In full it is written before: finding room for blocks is the filesystem's work."""
     size_bytes = 20 * SMALL_LOG_BYTES
-    filled_bytes = min(size_bytes, scale.cold_bytes)
-    return NbdMirror(name, directory, size_bytes, filled_bytes, "C", f"activity_log_extents = {SMALL_LOG_EXTENTS}")
+    return make(name, directory, size_bytes, min(size_bytes, scale.cold_bytes))
 
 
-def _untouched(name: str, directory: Path, scale: Scale) -> Target:
-    return NbdMirror(name, directory, scale.rounds * scale.touched_bytes, 0, "C")
+def _untouched(make: Callable[..., Target], name: str, directory: Path, scale: Scale) -> Target:
+    return make(name, directory, scale.rounds * scale.touched_bytes, 0)
 
 
 # The order is that of the rounds; whoever is first in one is last in the next.
@@ -61,8 +62,13 @@ TARGETS: dict[str, MakeTarget] = {
     NO_SPIN: functools.partial(_target, functools.partial(NbdMirror, protocol="C", settings='spin = "off"')),
     APART: functools.partial(_target, functools.partial(NbdMirror, protocol="C", apart=True)),
     QUORUM: functools.partial(_target, QemuQuorum),
-    SMALL_LOG: _small_log,
-    UNTOUCHED: _untouched,
+    SMALL_LOG: functools.partial(
+        _twenty_logs,
+        functools.partial(NbdMirror, protocol="C", settings=f"activity_log_extents = {SMALL_LOG_EXTENTS}"),
+    ),
+    LARGE_FILE: functools.partial(_twenty_logs, NbdkitFile),
+    UNTOUCHED: functools.partial(_untouched, functools.partial(NbdMirror, protocol="C")),
+    UNTOUCHED_FILE: functools.partial(_untouched, NbdkitFile),
 }
 
 
