@@ -8,6 +8,7 @@ unstable-is-dirty, clear-after-stable), so an interruption at any point leaves i
 was. The target becomes UpToDate only by the source's last word, after a flush of both.
 """
 
+import itertools
 import logging
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -21,7 +22,7 @@ from mirror.core.generation import Action
 from mirror.core.limits import BLOCK_BYTES, RESYNC_RUN_BYTES, RESYNC_STABLE_BYTES, SYNC_STREAMS
 from mirror.core.range_lock import Ticket
 from mirror.core.resync import Action as BlockAction
-from mirror.core.resync import Asking, Compression, Progress
+from mirror.core.resync import Asking, Compression, Gathering, Progress
 from mirror.core.selection import both
 from mirror.core.throttle import AUTO, Rate
 from mirror.core.wire import Flag, MessageType, crc32c
@@ -87,6 +88,7 @@ class SyncSource:
         self.progress = Progress(self.total_bytes)
         self._asking = Asking()
         self._compression = Compression()
+        self._gathering = Gathering()
         self._pace = Pace(primary, session, rate)
         self._reported_s = 0.0
         self._threads: list[Thread] = []
@@ -133,11 +135,15 @@ class SyncSource:
             self._cursor = sum(first)
         tickets = [self._primary.lock_range(*first)]
         try:
-            chunk = [first, *self._lock_more(bytes_max - max(first[1], RESYNC_RUN_BYTES), tickets)]
+            gathered_max = self._gathering.bytes_max
+            more_bytes = min(bytes_max, gathered_max) - max(first[1], RESYNC_RUN_BYTES)
+            chunk = [first, *self._lock_more(more_bytes, tickets)]
             for ticket in tickets:
                 # Nothing changes here: readers need not wait.
                 ticket.answered = True
+            began_s = self._runtime.now_s()
             self._copy_chunk(stream, chunk)
+            self._gathering.copied(gathered_max, self._runtime.now_s() - began_s)
         finally:
             self._primary.unlock_ranges(tickets)
         return sum(length for _, length in chunk)
@@ -228,7 +234,12 @@ class SyncSource:
         self.skipped_bytes += sum(piece.length for piece in pieces) - raw_bytes
 
     def _ask(self, stream: Stream, requests: list[Request]) -> None:
-        """Send them, and wait until the target has carried out all of them."""
+        """Send them, as many at a time as are carried out soon; the target has carried out all when this returns."""
+        left = iter(requests)
+        while together := list(itertools.islice(left, self._gathering.count_max)):
+            self._ask_together(stream, together)
+
+    def _ask_together(self, stream: Stream, requests: list[Request]) -> None:
         small = []
         for request in requests:
             if len(request.payload) < LENT_BYTES_MIN:

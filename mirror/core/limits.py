@@ -116,7 +116,7 @@ RESYNC_CHUNK_BYTES = 1 * MIB
 # The same when it is held back for the foreground most: an eighth of the stall, and half the speed of one stream.
 RESYNC_HELD_CHUNK_BYTES = 128 * KIB
 # What a dirty run counts as at least in a chunk of many: its message and system calls take so long.
-# So 64 scattered blocks share their messages, or 8 of them beside clients.
+# So up to 64 scattered blocks share their messages, or 8 of them beside clients.
 RESYNC_RUN_BYTES = 16 * KIB
 # What a resync compares in any case before it may leave that out: three whole chunks, which takes some milliseconds. A
 # few scattered blocks say nothing of what comes.

@@ -22,7 +22,13 @@ import math
 from collections.abc import Iterable
 
 from mirror.core.errors import ProtocolError
-from mirror.core.limits import BLOCK_BYTES, RESYNC_CHUNK_BYTES, RESYNC_EVIDENCE_BYTES
+from mirror.core.limits import (
+    BLOCK_BYTES,
+    RESYNC_CHUNK_BYTES,
+    RESYNC_EVIDENCE_BYTES,
+    RESYNC_HELD_CHUNK_BYTES,
+    RESYNC_RUN_BYTES,
+)
 
 # -- what travels -----------------------------------------------------------------------------------------------------
 
@@ -208,6 +214,36 @@ class Asking:
         if equal >= _EQUAL_ENOUGH or not self._send.known:
             return True
         return self._ask.per_byte < equal * (self._send.per_byte + self._flush_s_per_byte)
+
+
+# -- how many runs go together ----------------------------------------------------------------------------------------
+
+# A chunk that took longer is too long to lock its blocks, and for the target to owe its answers; one that took less
+# may be doubled. Far above the two round trips of any link, on which many runs at a time pay most.
+_LONG_S, _SHORT_S = 0.5, 0.25
+
+
+class Gathering:
+    """How many scattered runs make a chunk, and requests go together: what is carried out soon, at whatever speed.
+
+    The target answers the requests of one stream together, and those of the next after them, so that on a slow disk
+    many would outlast the time after which a request counts as lost. It begins with few, or a session that ended so
+    would be followed by another. Several threads may report without a lock: a lost update costs a step.
+    """
+
+    def __init__(self) -> None:
+        self.bytes_max = RESYNC_HELD_CHUNK_BYTES
+
+    @property
+    def count_max(self) -> int:
+        return self.bytes_max // RESYNC_RUN_BYTES
+
+    def copied(self, bytes_max: int, seconds: float) -> None:
+        """A chunk that began at this `bytes_max` took so long; several that did so say no more than one."""
+        if seconds > _LONG_S:
+            self.bytes_max = min(self.bytes_max, max(RESYNC_RUN_BYTES, bytes_max // 2))
+        elif seconds < _SHORT_S:
+            self.bytes_max = max(self.bytes_max, min(RESYNC_CHUNK_BYTES, bytes_max * 2))
 
 
 # -- compression ------------------------------------------------------------------------------------------------------

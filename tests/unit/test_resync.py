@@ -9,12 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mirror.core.errors import ProtocolError
-from mirror.core.limits import BLOCK_BYTES, MIB, RESYNC_CHUNK_BYTES, RESYNC_HELD_CHUNK_BYTES
+from mirror.core.limits import BLOCK_BYTES, MIB, RESYNC_CHUNK_BYTES, RESYNC_HELD_CHUNK_BYTES, RESYNC_RUN_BYTES
 from mirror.core.resync import (
     DIGEST_BYTES,
     Action,
     Asking,
     Compression,
+    Gathering,
     Progress,
     block_sums,
     classify_blocks,
@@ -272,6 +273,24 @@ def test_the_first_two_chunks_measure_either_way() -> None:
     assert not compression.wanted()
     compression.plain(100, 5.0)
     assert compression.wanted()
+
+
+# -- how many runs go together ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("run_s", "runs"),
+    [(0.0, RESYNC_CHUNK_BYTES // RESYNC_RUN_BYTES), (0.02, 16), (0.2, 2), (2.0, 1)],
+)
+def test_as_many_runs_are_gathered_as_are_carried_out_soon(run_s: float, runs: int) -> None:
+    gathering = Gathering()
+    assert gathering.bytes_max == RESYNC_HELD_CHUNK_BYTES
+    for _ in range(10):
+        bytes_max, seconds = gathering.bytes_max, run_s * gathering.count_max
+        for _ in range(4):
+            gathering.copied(bytes_max, seconds)
+    assert gathering.count_max == runs
+    assert gathering.bytes_max == runs * RESYNC_RUN_BYTES
 
 
 # -- progress ---------------------------------------------------------------------------------------------------------

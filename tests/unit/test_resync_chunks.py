@@ -1,20 +1,22 @@
 """Scattered blocks of a resync share their messages, and nobody waits for a range while he holds another."""
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from mirror.core.limits import BLOCK_BYTES, RESYNC_CHUNK_BYTES, RESYNC_RUN_BYTES
 from mirror.core.range_lock import Ticket
+from mirror.core.resync import Asking
 from mirror.link import Stream
 from mirror.sync import Chunk, SyncSource
 from nbd_server.volume import Volume
 from tests.pair import SIZE_BYTES, cut_until_in_step, pair
 
 RUNS_MAX = RESYNC_CHUNK_BYTES // RESYNC_RUN_BYTES
-STRIDE_BYTES = 8 * BLOCK_BYTES
+STRIDE_BYTES = 4 * BLOCK_BYTES
 
 
 @pytest.fixture
@@ -54,7 +56,7 @@ def assert_equal(two: tuple[Volume, Volume]) -> None:
 
 def test_scattered_blocks_are_copied_many_at_a_time(two: tuple[Volume, Volume], chunks: list[Chunk]) -> None:
     first, second = two
-    runs = write_scattered(first, RUNS_MAX + 8)
+    runs = write_scattered(first, 7 * RUNS_MAX)
     for _, length in runs:
         assert length < RESYNC_RUN_BYTES
     # What the peer has is not what it should: a resync that copies nothing would be seen.
@@ -118,3 +120,42 @@ def test_readers_do_not_wait_for_what_is_copied(two: tuple[Volume, Volume], monk
     monkeypatch.setattr(SyncSource, "_copy_chunk", copy)
     cut_until_in_step(first, second)
     assert sorted(read) == sorted(first._replica.store.read(length, offset) for offset, length in runs)
+
+
+def slowly(act: Callable[..., None], seconds: float) -> Callable[..., None]:
+    def slow(*arguments: Any) -> None:
+        threading.Event().wait(seconds)
+        act(*arguments)
+
+    return slow
+
+
+@pytest.mark.parametrize(("stride_blocks", "slow_s"), [(4, 0.012), (1, 0.004)], ids=["scattered", "in-a-row"])
+def test_few_requests_at_a_time_where_the_disk_is_slow(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stride_blocks: int, slow_s: float
+) -> None:
+    """Else the target would owe its answers for so long that the session ends, this one and all that follow.
+
+    In a row every other block is of zeroes, so that each takes a request of its own.
+    """
+    begun: list[SyncSource] = []
+    really_start = SyncSource.start
+
+    def start(source: SyncSource) -> None:
+        begun.append(source)
+        really_start(source)
+
+    with pair(tmp_path, disk_timeout_s=1.0) as two:
+        first, second = two
+        store = second._replica.store
+        for number in range(1024 // stride_blocks):
+            offset = number * stride_blocks * BLOCK_BYTES
+            first._primary.write(memoryview(bytes([number % 2 * 0x5A]) * BLOCK_BYTES), offset, False)
+        # All of it is sent.
+        monkeypatch.setattr(Asking, "wanted", lambda _: False)
+        monkeypatch.setattr(store, "write", slowly(store.write, slow_s))
+        monkeypatch.setattr(store, "zero", slowly(store.zero, slow_s))
+        monkeypatch.setattr(SyncSource, "start", start)
+        cut_until_in_step(first, second)
+        assert len(begun) == 1
+        assert_equal(two)
