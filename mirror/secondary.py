@@ -89,6 +89,10 @@ class Receiver:
                     self._receive(stream, alone=len(ready) == 1)
         except (LinkLost, ProtocolError) as error:
             self._session.end(error.message)
+        except Exception as bug:
+            # Nobody else serves these streams: the peer must not wait for them.
+            self._session.end(f"a bug of ours: {bug!r}")
+            raise
         finally:
             with self._lock:
                 self._ended = True
@@ -138,6 +142,9 @@ class Receiver:
                 self._answer(stream, header, payload)
             except (LinkLost, ProtocolError) as error:
                 self._session.end(error.message)
+            except Exception as bug:
+                self._session.end(f"a bug of ours: {bug!r}")
+                raise
 
     def _check(self, header: Header, payload: memoryview) -> None:
         if header.type not in HOW_TO_APPLY:
