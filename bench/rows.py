@@ -176,19 +176,12 @@ ROWS = (
     ),
     row(EXTENTS, "the slowest of them, depth 1", at_most(50, "ms"), "max_ms", (works.COLD, SMALL_LOG)),
     row(EXTENTS, "the slowest of them, depth 16", at_most(50, "ms"), "max_ms", (works.COLD_DEEP, SMALL_LOG)),
-    Row(
-        EXTENTS,
-        "sequential, first touch of each extent, p99.9, × p99",
-        Figure(works.TOUCH, UNTOUCHED, "p99_9_us"),
-        Figure(works.TOUCH, UNTOUCHED, "p99_us"),
-        at_most(2),
-    ),
-    Row(
-        EXTENTS,
-        f"{UNTOUCHED_FILE}, sequential, p99.9, × p99",
-        Figure(works.TOUCH, UNTOUCHED_FILE, "p99_9_us"),
-        Figure(works.TOUCH, UNTOUCHED_FILE, "p99_us"),
-        None,
+    *(
+        Row(EXTENTS, name, Figure(works.TOUCH, target, "p99_9_us"), Figure(works.TOUCH, target, "p99_us"), goal)
+        for name, target, goal in (
+            ("sequential, first touch of each extent, p99.9, × p99", UNTOUCHED, at_most(2)),
+            (f"{UNTOUCHED_FILE}, sequential, p99.9, × p99", UNTOUCHED_FILE, None),
+        )
     ),
     row(
         RESYNC,

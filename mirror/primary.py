@@ -594,6 +594,14 @@ class Primary:
                 self._changed.wait()
             return ticket
 
+    def try_range(self, offset: int, length: int) -> Ticket | None:
+        """The same if nothing works on it at this moment; called with the books held."""
+        ticket = self._ranges.request(offset, length)
+        if ticket.granted:
+            return ticket
+        self._ranges.unlock(ticket)
+        return None
+
     def running(self) -> int:
         """Requests under way in this process; what waits in a client's socket is not known."""
         return self._active
@@ -602,14 +610,6 @@ class Primary:
         """Changes on their way and repairs; what a resync copies is none."""
         with self._books:
             return self._ranges.unanswered()
-
-    def try_range(self, offset: int, length: int) -> Ticket | None:
-        """The same if nothing works on it at this moment; called with the books held."""
-        ticket = self._ranges.request(offset, length)
-        if ticket.granted:
-            return ticket
-        self._ranges.unlock(ticket)
-        return None
 
     def unlock_range(self, ticket: Ticket) -> None:
         self.unlock_ranges([ticket])

@@ -217,19 +217,18 @@ class SyncSource:
         different = [piece for piece in pieces if piece.action is BlockAction.SEND]
         requests = [_zero(piece) for piece in pieces if piece.action is BlockAction.ZERO]
         raw_bytes = sum(piece.length for piece in different)
-        if different and self._compression.wanted():
-            requests += map(_packed, different)
+        compressed = bool(different) and self._compression.wanted()
+        requests += map(_packed if compressed else _plain, different)
+        made_s = self._runtime.now_s()
+        self._ask(stream, requests)
+        answered_s = self._runtime.now_s()
+        if compressed:
             packed_bytes = sum(len(request.payload) for request in requests)
-            packed_s = self._runtime.now_s()
-            self._ask(stream, requests)
-            self._compression.packed(raw_bytes, packed_bytes, packed_s - begun_s, self._runtime.now_s() - packed_s)
-        else:
-            requests += map(_plain, different)
-            self._ask(stream, requests)
-            if different:
-                self._compression.plain(raw_bytes, self._runtime.now_s() - begun_s)
+            self._compression.packed(raw_bytes, packed_bytes, made_s - begun_s, answered_s - made_s)
+        elif different:
+            self._compression.plain(raw_bytes, answered_s - begun_s)
         if different:
-            self._asking.sent(raw_bytes, self._runtime.now_s() - begun_s)
+            self._asking.sent(raw_bytes, answered_s - begun_s)
         self.sent_bytes += raw_bytes
         self.skipped_bytes += sum(piece.length for piece in pieces) - raw_bytes
 

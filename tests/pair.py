@@ -81,6 +81,12 @@ def cut_until_in_step(first: Volume, second: Volume) -> None:
     wait_in_step(second)
 
 
+def assert_equal_copies(first: Volume, second: Volume) -> None:
+    """To the byte; of volumes of SIZE_BYTES."""
+    one, other = (volume._replica.store.read(SIZE_BYTES, 0) for volume in (first, second))
+    assert one == other
+
+
 def create(
     directory: Path, listen: int, peer: int, protocol: Any = "C", size_bytes: int = SIZE_BYTES, **more: Any
 ) -> Config:

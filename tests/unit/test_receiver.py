@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from tests.pair import SIZE_BYTES, pair, session_of, wait_ended, wait_in_step
+from tests.pair import assert_equal_copies, pair, session_of, wait_ended, wait_in_step
 
 DATA = memoryview(b"\x5a" * 4096)
 
@@ -31,6 +31,5 @@ def test_a_bug_ends_the_session_and_the_next_one_is_well(
             assert "does not fit" in applying.reason
         wait_in_step(first)
         wait_in_step(second)
-        copies = [volume._replica.store.read(SIZE_BYTES, 0) for volume in (first, second)]
-        assert copies[0] == copies[1]
-        assert copies[0][:4096] == DATA
+        assert_equal_copies(first, second)
+        assert first._replica.store.read(len(DATA), 0) == DATA

@@ -13,7 +13,7 @@ from mirror.core.resync import Asking
 from mirror.link import Stream
 from mirror.sync import Chunk, SyncSource
 from nbd_server.volume import Volume
-from tests.pair import SIZE_BYTES, cut_until_in_step, pair
+from tests.pair import assert_equal_copies, cut_until_in_step, pair
 
 RUNS_MAX = RESYNC_CHUNK_BYTES // RESYNC_RUN_BYTES
 STRIDE_BYTES = 4 * BLOCK_BYTES
@@ -49,11 +49,6 @@ def write_scattered(volume: Volume, count: int) -> list[tuple[int, int]]:
     return [(offset, BLOCK_BYTES) for offset in offsets]
 
 
-def assert_equal(two: tuple[Volume, Volume]) -> None:
-    first, second = (volume._replica.store.read(SIZE_BYTES, 0) for volume in two)
-    assert first == second
-
-
 def test_scattered_blocks_are_copied_many_at_a_time(two: tuple[Volume, Volume], chunks: list[Chunk]) -> None:
     first, second = two
     runs = write_scattered(first, 7 * RUNS_MAX)
@@ -65,7 +60,7 @@ def test_scattered_blocks_are_copied_many_at_a_time(two: tuple[Volume, Volume], 
     cut_until_in_step(first, second)
     assert sorted(run for chunk in chunks for run in chunk) == runs
     assert max(map(len, chunks)) == RUNS_MAX
-    assert_equal(two)
+    assert_equal_copies(first, second)
 
 
 def test_a_large_run_is_a_chunk_by_itself(two: tuple[Volume, Volume], chunks: list[Chunk]) -> None:
@@ -101,7 +96,7 @@ def test_a_run_that_somebody_works_on_is_left_for_later(
     cut_until_in_step(first, second)
     assert runs[:3] in chunks
     assert sorted(run for chunk in chunks for run in chunk) == runs
-    assert_equal(two)
+    assert_equal_copies(first, second)
 
 
 def test_readers_do_not_wait_for_what_is_copied(two: tuple[Volume, Volume], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -158,4 +153,4 @@ def test_few_requests_at_a_time_where_the_disk_is_slow(
         monkeypatch.setattr(SyncSource, "start", start)
         cut_until_in_step(first, second)
         assert len(begun) == 1
-        assert_equal(two)
+        assert_equal_copies(first, second)
