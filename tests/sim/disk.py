@@ -139,6 +139,7 @@ class Disk:
         self.stick_s = 0.0
         self.on_write: Callable[[File, int, int], None] = lambda file, offset, length: None
         self.on_durable: Callable[[File, int, int], None] = lambda file, offset, length: None
+        self.on_lost: Callable[[File], None] = lambda file: None
 
     def file(self, path: str) -> File:
         return self.files[path]
@@ -295,6 +296,7 @@ class OsModule:
             file.lose(taken)
             for other in file.descriptions:
                 other.news = other is not description
+            file.disk.on_lost(file)
             raise
         file.make_durable(taken)
 
@@ -319,11 +321,17 @@ class OsModule:
 
     def fdatasync(self, descriptor: int) -> None:
         description = self._described(descriptor)
+        self._tell(description)
+        self._flush(description, None, "flush")
+        # Of what another thread's write-back lost meanwhile, too: Linux looks when it has waited.
+        self._tell(description)
+        description.file.disk.on_durable(description.file, 0, description.file.size_bytes)
+
+    @staticmethod
+    def _tell(description: Description) -> None:
         if description.news:
             description.news = description.file.untold = False
             raise OSError(errno.EIO, "Input/output error")
-        self._flush(description, None, "flush")
-        description.file.disk.on_durable(description.file, 0, description.file.size_bytes)
 
     def ftruncate(self, descriptor: int, size_bytes: int) -> None:
         file = self._described(descriptor).file

@@ -108,7 +108,7 @@ class Runbook:
             return self._give_up()
         for machine in (one, two):
             volume = machine.volume
-            if volume is not None and volume._replica.superblock.disk is DiskState.FAILED:
+            if volume is not None and volume._replica.disk_state(connected=False) is DiskState.FAILED:
                 if not self._is_sound(self.world.other(machine)):
                     return self._give_up()
                 self._act(machine, "stop for a new disk", lambda volume: volume.stop(3.0))
