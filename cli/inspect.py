@@ -12,12 +12,13 @@ from cli import offline, output
 from cli.offline import Body, Damage, Metadata
 from cli.parameters import directory_argument
 from mirror.core.activity_log import DamagedLog
-from mirror.core.errors import DamagedRecord, MirrorError
+from mirror.core.errors import DamagedRecord, DeviceError, MirrorError
 from mirror.core.layout import Geometry, Superblock
 from mirror.core.limits import EXTENT_BYTES
 from mirror.core.states import DiskState
 from mirror.core.units import exact_size_text, size_text
-from mirror.store import DATA_NAME, META_NAME, SUSPECTS_NAME, UNPROVEN_NAME
+from mirror.store import DATA_NAME, META_NAME, PARKED_NAME, SUSPECTS_NAME, UNPROVEN_NAME
+from mirror.store.parked_file import ParkedFile
 from nbd_server import config, hold
 from nbd_server.config import Config
 from nbd_server.status import iso_time
@@ -94,6 +95,7 @@ def _look(directory: Path, served: bool) -> Findings:
         _show_map(known, metadata.body, findings)
         _show_suspects(directory, metadata.body, known.suspect_parts, findings)
         _show_unproven(directory, metadata.body, findings)
+        _show_parked(directory, known, findings)
     _show_data(replica.data_path(directory) if replica else directory / DATA_NAME, known, findings)
     return findings
 
@@ -116,6 +118,23 @@ def _show_unproven(directory: Path, body: Body, findings: Findings) -> None:
         findings.damaged(f"page {page}", f"page {page} of the unproven extents", _why(error))
     if _is_there(UNPROVEN_NAME, body, findings):
         findings.add("unproven", f"{body.unproven_extents} extents to compare, beside those in the activity log")
+
+
+def _show_parked(directory: Path, known: Superblock, findings: Findings) -> None:
+    findings.section(str(directory / PARKED_NAME))
+    parked = ParkedFile(directory / PARKED_NAME, make=False)
+    try:
+        writes = parked.read(known.log_epoch)
+    except DeviceError as error:
+        findings.damaged("contents", PARKED_NAME, error.message)
+    else:
+        if not parked.exists:
+            findings.add("file", "not there: the next serve makes it")
+        findings.add(
+            "parked", f"{len(writes)} writes to be applied, if nothing was forgotten since" if writes else "none"
+        )
+    finally:
+        parked.close()
 
 
 def _is_there(name: str, body: Body, findings: Findings) -> bool:

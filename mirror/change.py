@@ -5,6 +5,7 @@ A write, a zero and a trim differ in nothing else, so every protocol takes the s
 
 from mirror.batches import Awaited, Batches
 from mirror.core.errors import DeviceError, LinkLost
+from mirror.core.limits import PARKED_BYTES_MAX
 from mirror.core.stages import DISK, INTERPRETER, LINK, OWN_DISK, SEND, WRITE
 from mirror.core.wire import Flag, MessageType
 from mirror.link import Request, Stream
@@ -29,7 +30,7 @@ class Change(Running):
     in: whatever happens to the payload from then on, in this process or on the way, the peer sees it before it writes.
     """
 
-    __slots__ = ("flags", "message_type", "payload", "payload_crc")
+    __slots__ = ("awaited", "flags", "message_type", "parked_as", "parked_in", "payload", "payload_crc", "stream")
 
     def __init__(
         self,
@@ -47,6 +48,11 @@ class Change(Running):
         self.flags = flags
         self.payload = payload
         self.payload_crc = payload_crc
+        # A session and what is said in it, where it is sent to be parked; and how the peer's answer comes.
+        self.parked_in: Session | None = None
+        self.parked_as = 0
+        self.stream: Stream | None = None
+        self.awaited: Awaited | None = None
 
     @property
     def is_typical(self) -> bool:
@@ -59,33 +65,34 @@ class Change(Running):
         return self.length <= SHARED_BYTES_MAX and not self.flags & Flag.FUA
 
     @property
-    def request(self) -> Request:
-        """What the peer is sent, with others."""
-        flags = self.flags if self.span is None else self.flags | Flag.TIMED
-        return Request(self.message_type, flags, self.offset, self.length, self.payload, self.payload_crc)
+    def may_be_parked(self) -> bool:
+        """The peer may keep it until it may be applied."""
+        small = 0 < self.length <= PARKED_BYTES_MAX
+        return small and self.message_type is MessageType.WRITE and not self.flags & Flag.FUA
 
-    def queue_for_peer(self, batches: Batches, done: Lock) -> Awaited | None:
-        """Send it together with others. None when the session has ended."""
+    def queue_for_peer(self, batches: Batches, done: Lock, flags: int = 0, number: int = 0) -> None:
+        """Send it together with others. When the session has ended no answer is awaited."""
         span = self.span
         if span is not None:
+            flags |= Flag.TIMED
             span.lap(INTERPRETER)
-        awaited = Awaited(self.request, done)
+        flags |= self.flags
+        request = Request(self.message_type, flags, self.offset, self.length, self.payload, self.payload_crc, number)
+        awaited = Awaited(request, done)
         try:
             batches.put(awaited)
         except LinkLost:
-            return None
+            return
+        self.awaited = awaited
         if span is not None:
             span.lap(SEND)
-        return awaited
 
-    def ask_peer(self, session: Session, flags: int = 0, spin_us: int = 0, lent: bool = True) -> Stream | None:
+    def ask_peer(self, session: Session, flags: int = 0, number: int = 0, lent: bool = True) -> Stream | None:
         """Send it; the answer comes on the stream returned. None when the link is lost: the session has ended then.
 
-        With `spin_us` the peer looks so long for the next one before it sleeps. `lent`: the client is not answered, so
-        its buffer is not used again, before the peer has the payload.
+        `number`: what `flags` say. `lent`: the client is not answered, so its buffer is not used again, before the peer
+        has the payload.
         """
-        if spin_us:
-            flags |= Flag.SPIN
         span = self.span
         if span is not None:
             flags |= Flag.TIMED
@@ -99,7 +106,7 @@ class Change(Running):
                 self.offset,
                 self.length,
                 self.payload,
-                number=spin_us,
+                number=number,
                 payload_crc=self.payload_crc,
                 lent=lent,
             )

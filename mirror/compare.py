@@ -15,7 +15,8 @@ from mirror.core.limits import BLOCK_BYTES
 from mirror.core.resync import Action
 from mirror.core.wire import Flag, MessageType
 from mirror.link import Stream
-from mirror.primary import FULL, Primary, describe_errno
+from mirror.primary import Primary, describe_errno
+from mirror.replica import FULL
 from mirror.session import Session
 from mirror.suspects import Runs
 

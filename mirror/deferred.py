@@ -165,7 +165,8 @@ class Deferred:
         What comes after that is left to the reaper, unless it comes while this worker looks for it anyway.
         """
         primary = self.primary
-        stream = change.ask_peer(session, wanted, spin_us, lent=wanted != 0)
+        flags = wanted | Flag.SPIN if spin_us else wanted
+        stream = change.ask_peer(session, flags, spin_us, lent=wanted != 0)
         error = change.apply_here(primary.replica.store)
         change.waits_for = LINK
         peer_has_it = False

@@ -8,6 +8,7 @@ start or a promotion nothing is known to be flushed.
 from typing import TYPE_CHECKING
 
 from mirror.core.errors import DeviceError, LinkLost, MirrorError, PeerError, ProtocolError
+from mirror.core.parked import encode_news
 from mirror.core.stages import ANSWER, DISK, FLUSH, LINK, OWN_DISK, ROUND, SEND
 from mirror.core.wire import Flag, MessageType
 from mirror.running import Running
@@ -118,7 +119,9 @@ class FlushRounds:
         flags = (Flag.SPIN if alone else 0) | (Flag.TIMED if span is not None else 0)
         try:
             stream = session.borrow()
-            stream.send(MessageType.FLUSH, flags)
+            with self._primary.replica.books:
+                news = session.parked.flush_says()
+            stream.send(MessageType.FLUSH, flags, payload=b"" if news is None else encode_news(news))
         except LinkLost as lost:
             session.end(lost.message)
             return None

@@ -22,6 +22,7 @@ from mirror.core.generation import Action, Kind, Outcome, Standing
 from mirror.core.layout import IDENTIFIER_BYTES, is_name, is_note
 from mirror.core.limits import HISTORY_MAX, MAP_EXTENTS_SENT_MAX
 from mirror.core.map_message import add_map, encode_map
+from mirror.core.parked import News
 from mirror.core.policy import ALLOWED, Policies, Policy
 from mirror.core.selection import GivenUp, both, select_all, select_changed
 from mirror.core.sizes import agreed_size
@@ -470,6 +471,14 @@ def live_state(message: dict[str, Any]) -> dict[str, Any]:
         return {"role": Role(message.get("role")), "disk": DiskState(message.get("disk"))}
     except ValueError as error:
         raise ProtocolError(f"a state that can't be read: {words(str(error))}") from error
+
+
+def parked_news(message: dict[str, Any]) -> News:
+    """Which parked writes may be applied by now, says the peer."""
+    still_open = message.get("open")
+    if not isinstance(still_open, list):
+        raise ProtocolError("no list of parked writes that are still open")
+    return News(_number(message.get("through")), tuple(map(_number, still_open)))
 
 
 def progress(message: dict[str, Any]) -> dict[str, int | None]:

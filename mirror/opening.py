@@ -2,7 +2,9 @@
 durable.
 
 Blocks that may differ are durably dirty before the log that named them is given up (invariant log-before-write), and
-a new log epoch begins empty. Opening twice, or crashing at any point of it, gives the same result.
+a new log epoch begins empty. What was parked on a copy in step when the process was killed is applied, because it may
+have been answered, once its blocks are durably dirty, because its record may never have been written. Opening twice, or
+crashing at any point of it, gives the same result.
 """
 
 import logging
@@ -11,11 +13,13 @@ from pathlib import Path
 from mirror.core import layout, recovery
 from mirror.core.activity_log import ActivityLog
 from mirror.core.dirty_map import DirtyMap
-from mirror.core.errors import OperatorError
+from mirror.core.errors import DeviceError, OperatorError
 from mirror.core.layout import Superblock
 from mirror.core.log_size import ReuseCurve
 from mirror.core.map_pages import read_map_pages
+from mirror.core.parked import ParkedWrite
 from mirror.core.recovery import Dirty, Recovery
+from mirror.core.states import DiskState
 from mirror.replica import FORGOTTEN, Replica
 from mirror.runtime import Runtime
 from mirror.store import Store
@@ -60,7 +64,19 @@ def open_replica(
         for row in found.rows:
             log.info("start: %s (%s)", row.name, row.sentence)
         known_boot = superblock.boot_id != FORGOTTEN
-        kept = known_boot and (not found.crashed or (memory_kept and superblock.boot_id == runtime.boot_id()))
+        same_boot = superblock.boot_id == runtime.boot_id()
+        kept = known_boot and (not found.crashed or (memory_kept and same_boot))
+        parked: dict[int, ParkedWrite] = {}
+        if same_boot and found.crashed and superblock.disk is DiskState.UP_TO_DATE:
+            try:
+                parked = store.parked.read(superblock.log_epoch)
+                # The disk may have lost some of it, also where it seems to hold nothing.
+                store.parked.flush()
+            except DeviceError as error:
+                log.error("what was parked may be lost: %s", error)
+                kept = False
+        for write in parked.values():
+            dirty.mark(write.offset, len(write.data))
         books = runtime.lock()
         extents = layout.Geometry(superblock.size_bytes).extents
         slots = superblock.log_slots if log_slots is None else log_slots
@@ -85,6 +101,7 @@ def open_replica(
             unproven=unproven,
         )
         replica.persist_map()
+        _apply_parked(replica, parked)
         store.reset_log(found.mend)
         replica.update(
             log_epoch=superblock.log_epoch + 1,
@@ -99,6 +116,20 @@ def open_replica(
         store.close()
         raise
     return replica, [*notes, *found.warnings]
+
+
+def _apply_parked(replica: Replica, parked: dict[int, ParkedWrite]) -> None:
+    """Writes that the peer may have answered; nothing has been written to their blocks since they came."""
+    if not parked:
+        return
+    try:
+        for slot, write in parked.items():
+            replica.store.write(write.data, write.offset, False)
+            replica.store.parked.drop(slot)
+    except DeviceError as error:
+        replica.drop_out(error)
+    else:
+        log.info("start: %d writes were parked and are applied now", len(parked))
 
 
 def read_superblock(store: Store) -> tuple[Superblock, list[str]]:

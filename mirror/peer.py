@@ -10,13 +10,14 @@ A new session begins only after every thread of the former one has ended (invari
 
 import contextlib
 import dataclasses
+import errno
 import logging
 from collections.abc import Callable, Iterator
 from typing import Any
 
 from mirror import handshake
 from mirror.core import generation
-from mirror.core.errors import LinkLost, MirrorError, OperatorError, PeerError, ProtocolError
+from mirror.core.errors import DeviceError, LinkLost, MirrorError, OperatorError, PeerError, ProtocolError
 from mirror.core.forecast import Forecast, forecast, speed_of
 from mirror.core.generation import Action, Outcome, Standing
 from mirror.core.limits import DATA_STREAMS, SYNC_STREAMS
@@ -26,6 +27,7 @@ from mirror.core.throttle import AUTO, Rate
 from mirror.core.wire import Header, MessageType, words
 from mirror.handshake import Conversation, Plan, Refusal, Wait
 from mirror.link import Listener, Stream, dial
+from mirror.parking import Parking
 from mirror.primary import Primary
 from mirror.questions import Questions, Said
 from mirror.replica import Replica
@@ -108,6 +110,8 @@ class Peer:
         self._leaving = False
         self._redial_now = False
         self._receivers: list[Receiver] = []
+        # Of the last session.
+        self._parking = Parking(replica)
         self._threads: list[Thread] = []
         self._listener: Listener | None = None
         self._manager: Thread | None = None
@@ -125,8 +129,8 @@ class Peer:
         """No session begins any more; the present one goes on, so that goodbye can be said in it."""
         self._leaving = True
 
-    def stop(self) -> None:
-        """End the session and every thread."""
+    def stop(self) -> bool:
+        """End the session and every thread. False when something of it still works on the disk."""
         self.begin_stop()
         with self.changed:
             self._closing = True
@@ -137,6 +141,7 @@ class Peer:
         if self._manager is not None:
             # It ends with the session's threads; one that still dials a silent host needs not be waited for.
             self._manager.join(STOP_PATIENCE_S)
+        return self.session is None
 
     def end(self, reason: str) -> None:
         session = self.session
@@ -248,6 +253,7 @@ class Peer:
         self._primary.detach(session)
         for receiver in self._receivers:
             receiver.join()
+        self._settle_parked(session)
         if self.source is not None:
             self.source.join()
         for thread in self._threads:
@@ -262,6 +268,23 @@ class Peer:
             self.source = None
             self.target_progress = None
             self._set(ConnectionState.CONNECTING if self._wanted else ConnectionState.STANDALONE, session.reason)
+
+    def _settle_parked(self, session: Session) -> None:
+        """Nothing of an ended session touches the disk any more but this; the next one begins when it is done."""
+        replica = self._replica
+        try:
+            try:
+                self._parking.settle()
+            except DeviceError as error:
+                session.disk_trouble = True
+                replica.drop_out(error)
+                self._parking.give_up()
+        except DeviceError as error:
+            replica.fail(error)
+        except Exception as bug:  # outermost: whoever cleans up must go on
+            # But not with a copy that may lack what was answered.
+            log.exception("could not apply what was parked")
+            replica.fail(DeviceError(str(replica.store.parked.path), "apply", errno.EIO, f"a bug of ours: {bug!r}"))
 
     def _on_end(self, session: Session, reason: str) -> None:
         level = logging.INFO if session.orderly else logging.WARNING
@@ -486,12 +509,14 @@ class Peer:
             "can_fast_zero": self._replica.store.can_fast_zero,
             "asked_by_operator": self._asked_by_operator,
             "compares": True,
+            "parks": self._replica.store.parked.exists,
         }
 
     def _new_session(self, number: int, control: Stream, plan: Plan, features: dict[str, Any]) -> Session:
         session = Session(self._runtime, number, control, plan.theirs, plan.outcome, self._on_end)
         session.peer_can_fast_zero = bool(features.get("can_fast_zero"))
         session.peer_compares = features.get("compares") is True
+        session.peer_parks = features.get("parks") is True
         return session
 
     def _obey(self, outcome: Outcome, mine: Standing, theirs: Standing) -> None:
@@ -589,13 +614,16 @@ class Peer:
             # One by one: what has begun ends with the session, also where the next one can't begin.
             self._primary.start(session)
             spans = self._primary.trace.spans
+            self._parking = Parking(self._replica)
             for streams, name in ((session.incoming, "apply"), (session.sync_incoming, "resync-apply")):
-                receiver = Receiver(self._replica, session, streams, name, spans)
+                receiver = Receiver(self._replica, session, streams, name, spans, self._parking)
                 self._receivers.append(receiver)
                 receiver.start()
             spawn, settings = self._runtime.spawn, self.settings
             self._threads.append(spawn("control", session.serve_control, self._control))
-            self._threads.append(spawn("monitor", session.watch, settings.peer_timeout_s, settings.disk_timeout_s))
+            self._threads.append(
+                spawn("monitor", session.watch, settings.peer_timeout_s, settings.disk_timeout_s, self._tell_parked)
+            )
             self._threads.append(spawn("verify", self.verifier.serve, session))
             if action is Action.NONE:
                 self.retry.begin_anew()
@@ -633,12 +661,23 @@ class Peer:
 
     # The peer's requests
 
+    def _tell_parked(self, session: Session) -> None:
+        """Else a primary that has nothing more to write would leave its last cold ones parked."""
+        with self._replica.books:
+            news = session.parked.notice()
+        if news is not None:
+            session.notify("parked", through=news.through, open=news.open)
+
     def _control(self, session: Session, message: dict[str, Any]) -> dict[str, Any] | None:
         operation = message.get("op")
         if operation == "state":
             session.peer = dataclasses.replace(session.peer, **handshake.live_state(message))
             with self.changed:
                 self.changed.notify_all()
+            return None
+        if operation == "parked":
+            # The first one is that of clients' changes.
+            self._receivers[0].tell(handshake.parked_news(message))
             return None
         if operation == "sync_progress":
             self._note_progress(handshake.progress(message))

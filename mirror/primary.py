@@ -3,7 +3,8 @@
 One worker thread carries one request from start to end. A write: lock its range, have its extents in the durable log,
 send it to the peer and write it locally at the same time, wait for both, answer. What is durable before what:
 
- 1. the log names an extent before a write of it is sent or written            (log-before-write)
+ 1. the log names an extent before a write of it is applied on either side; a cold one may be sent before, to be parked
+                                                                               (log-before-write, mirror.core.parked)
  2. a write is marked unstable before it is answered                           (unstable-is-dirty)
  3. without the peer: blocks dirty, then a new generation and "peer Outdated" durable, then the answer
                                                                                (error-is-dirty, record-before-ack-alone)
@@ -29,7 +30,7 @@ from mirror.core.errors import (
     PeerError,
     ProtocolError,
 )
-from mirror.core.limits import BLOCK_BYTES, PIECE_BYTES_MAX, READ_ERRORS_MAX
+from mirror.core.limits import BLOCK_BYTES, PARKED_ON_STREAMS_MAX, PIECE_BYTES_MAX, READ_ERRORS_MAX
 from mirror.core.range_lock import RangeLock, Ticket
 from mirror.core.spin import Spin
 from mirror.core.stages import ANSWER, COLD, DISK, FLUSHES, LINK, LOG, PYTHON, RANGE, TURN
@@ -38,7 +39,7 @@ from mirror.core.wire import Flag, MessageType, crc32c
 from mirror.deferred import Deferred
 from mirror.flush import FlushRounds
 from mirror.log_writer import LogWriter
-from mirror.replica import Replica, extents_of, with_suspect_parts
+from mirror.replica import FULL, Replica, extents_of, with_suspect_parts
 from mirror.running import GATE, Running
 from mirror.session import Session
 from mirror.trace import Trace
@@ -50,9 +51,6 @@ CROWD = 4
 
 # How soon a handshake sees that the changes which it waits for have ended.
 CHANGES_LOOK_S = 0.01
-
-# Not a broken disk but a full one: the write fails, the replica goes on.
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class Gate(enum.Enum):
@@ -182,18 +180,19 @@ class Primary:
         ticket, first, last = self._begin(change)
         if span is not None:
             span.lap(LOG)
-        session = self.session
-        if self.replica.suspects.any:
+        # That of a parked one may have ended meanwhile; another one does not begin while a request runs.
+        session = change.parked_in or self.session
+        if self.replica.suspects.any and change.parked_in is None:
             self._on_suspects(change)
         unlock = True
-        alone = self.is_alone()
+        alone = change.parked_in is None and self.is_alone()
         # Whoever waits for a disk sleeps: to spin beside it only takes the processor from what ends its wait.
         spin_us = self.spin.wanted_us if alone and not change.flags & Flag.FUA else 0
         started_ns = self.trace.start()
         try:
             if session is None:
                 self._change_alone(change)
-            elif self._deferred.takes(change, self._active >= self.crowd):
+            elif change.parked_in is None and self._deferred.takes(change, self._active >= self.crowd):
                 alone_since_ns = started_ns if alone and change.is_typical else 0
                 unlock = self._deferred.change(session, ticket, change, spin_us, alone_since_ns)
                 if not unlock and session.ended:
@@ -253,6 +252,8 @@ class Primary:
                 change.span.lap(TURN)
             hot = not self.replica.failed and self.replica.log.hold(first, last)
             reached = self.replica.log.reached
+            if not hot:
+                self._number_parked(change)
         if not hot:
             return self._hold_cold(change, ticket, first, last)
         if reached >= 0:
@@ -260,8 +261,11 @@ class Primary:
         return ticket, first, last
 
     def _hold_cold(self, change: Change, ticket: Ticket, first: int, last: int) -> tuple[Ticket, int, int]:
-        change.waits_for = COLD
+        session = change.parked_in
         try:
+            if session is not None:
+                self._send(session, change, Flag.PARK, change.parked_as)
+            change.waits_for = COLD
             if not self.replica.failed:
                 try:
                     self._log_writer.hold(first, last)
@@ -272,9 +276,36 @@ class Primary:
             # It may have failed since this request came in, and the peer's standing in just be being agreed.
             self._await_stand_in(change)
             return ticket, 0, -1
-        except BaseException:
+        except BaseException as error:
+            if session is not None:
+                self._give_up_parked(session, change, error)
             self._drop(ticket)
             raise
+
+    def _give_up_parked(self, session: Session, change: Change, error: BaseException) -> None:
+        """It is answered with an error, and the peer, which has it, can't know that (invariant error-is-dirty)."""
+        session.end(f"a write that the peer has parked is given up: {error}")
+        self.detach(session)
+        with self._books:
+            self.replica.dirty.mark(change.offset, change.length)
+        if change.awaited is not None:
+            # Until then its sender may read the client's buffer.
+            with contextlib.suppress(LinkLost):
+                change.awaited.answer()
+
+    def _number_parked(self, change: Change) -> None:
+        """Whether a cold write is sent ahead of its record, and its number then; called with the books held.
+
+        Not what touches suspects, which is to be stable on both, and not under A, which sends later anyway.
+        """
+        session = self.session
+        if session is None or not session.peer_parks or self._deferred.protocol == "A" or self.peer_only:
+            return
+        if self.replica.failed or self.replica.suspects.any or not change.may_be_parked:
+            return
+        change.parked_as = session.parked.take()
+        if change.parked_as:
+            change.parked_in = session
 
     def _log_ahead_of(self, extent: int, sure: bool) -> None:
         """A sequential writer that has come to this extent should not meet a cold one: log those that follow."""
@@ -375,13 +406,11 @@ class Primary:
 
     def change_both(self, session: Session, change: Change, spin_us: int = 0) -> None:
         """Protocol C: both replicas have it before it is answered."""
-        batches = self.batches
-        stream = awaited = None
-        if batches is not None and self._active >= self.crowd and change.may_share:
-            awaited = change.queue_for_peer(batches, self.replica.runtime.lock())
-        else:
+        if change.parked_in is None:
             # What comes after a write that will be flushed comes when the peer would have given up looking.
-            stream = change.ask_peer(session, spin_us=0 if self._store.commits.likely else spin_us)
+            looks = spin_us > 0 and not self._store.commits.likely
+            self._send(session, change, Flag.SPIN if looks else 0, spin_us)
+        stream, awaited = change.stream, change.awaited
         error = None if self.peer_only else change.apply_here(self._store)
         change.waits_for = LINK
         peer_has_it = False
@@ -408,7 +437,21 @@ class Primary:
         change.waits_for = PYTHON
         if not peer_has_it:
             self.detach(session)
+        if change.parked_in is not None:
+            # A flush round that begins from now on must have the peer apply it: none will be needed for it after that.
+            with self._books:
+                session.parked.over(change.parked_as)
         self.settle(session, change.offset, change.length, peer_has_it, error)
+
+    def _send(self, session: Session, change: Change, flags: int, number: int) -> None:
+        """To the peer, by itself or together with others."""
+        batches = self.batches
+        # Of those that then wait for their record few keep a stream: whoever makes room in the log needs one.
+        shared_from = PARKED_ON_STREAMS_MAX + 1 if flags & Flag.PARK else self.crowd
+        if batches is not None and self._active >= shared_from and change.may_share:
+            change.queue_for_peer(batches, self.replica.runtime.lock(), flags, number)
+        else:
+            change.stream = change.ask_peer(session, flags, number)
 
     def settle(self, session: Session, offset: int, length: int, peer_has_it: bool, error: DeviceError | None) -> None:
         """Do what must be done before a change is answered; raises when the answer is an error."""

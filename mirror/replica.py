@@ -6,6 +6,7 @@ blocks that one side may not have on its disk yet are never durably clean.
 """
 
 import dataclasses
+import errno
 import logging
 from collections.abc import Iterable
 
@@ -27,6 +28,8 @@ from mirror.unproven import Unproven
 
 log = logging.getLogger(__name__)
 
+# Not a broken disk but a full one: the write fails, the replica goes on.
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 # In place of the boot's identifier: this replica may have lost acknowledged writes, and was neither in step since nor
 # the source of a resync.
 FORGOTTEN = bytes(16)
@@ -185,6 +188,19 @@ class Replica:
             self.update(disk=DiskState.FAILED)
         except DeviceError as second:
             log.error("could not record the failure: %s", second)
+
+    def drop_out(self, error: DeviceError) -> None:
+        """This disk refused what the peer has: a full one leaves the replica Outdated, any other error Failed."""
+        if error.errno not in FULL:
+            self.fail(error)
+            return
+        log.error("%s; this replica drops out until there is room, and then catches up by a resync", error)
+        self.failure = str(error)
+        if self.superblock.disk is DiskState.UP_TO_DATE:
+            try:
+                self.update(disk=DiskState.OUTDATED)
+            except DeviceError as second:
+                self.fail(second)
 
     def flush(self) -> None:
         """Make this side's data stable. Raises DeviceError, and is Failed then: no later flush could be believed."""

@@ -5,6 +5,8 @@ than the write. What waits for the disk (flushes, FUA writes beside others, read
 holds up nobody else. The order of overlapping changes is the sender's business: it keeps a range locked until this
 side has answered.
 
+A *parked* write is kept and answered, and applied when it may be (mirror.parking).
+
 A disk error here is answered with its errno, and the peer then drops this replica: a full disk leaves it Outdated,
 any other error Failed (invariants flush, say-why).
 """
@@ -19,11 +21,11 @@ import lz4.block
 from mirror.core import resync
 from mirror.core.errors import DeviceError, LinkLost, ProtocolError
 from mirror.core.limits import BLOCK_BYTES, REQUEST_BYTES_MAX, SPIN_US_MAX
+from mirror.core.parked import News, decode_news, split_number
 from mirror.core.stages import APPLY, APPLY_FLUSH, DISK, DURABLE_APPLY, RECEIVE, REPLY
-from mirror.core.states import DiskState
 from mirror.core.wire import Flag, Header, MessageType, crc32c
 from mirror.link import Poller, Spare, Stream
-from mirror.primary import FULL
+from mirror.parking import Parking
 from mirror.replica import Replica
 from mirror.running import Running
 from mirror.runtime import Thread
@@ -41,8 +43,17 @@ QUICK_FLUSH_S = 0.001
 class Receiver:
     """Serves one group of incoming streams of one session until it ends."""
 
-    def __init__(self, replica: Replica, session: Session, streams: list[Stream], name: str, spans: Spans) -> None:
+    def __init__(
+        self,
+        replica: Replica,
+        session: Session,
+        streams: list[Stream],
+        name: str,
+        spans: Spans,
+        parking: Parking,
+    ) -> None:
         self._replica = replica
+        self._parking = parking
         self._spans = spans
         self._under_way = replica.under_way
         self._session = session
@@ -53,6 +64,8 @@ class Receiver:
         self._poller = Poller()
         self._lock = replica.runtime.condition()
         self._queue: deque[tuple[Stream, Header, memoryview]] = deque()
+        # What a notice said last of parked writes, until a worker has seen to it.
+        self._told: News | None = None
         # Streams whose request waits for a worker or is with one.
         self._busy: set[Stream] = set()
         self._ended = False
@@ -131,15 +144,30 @@ class Receiver:
             return True
         return bool(header.flags & Flag.FUA) and not alone
 
+    def tell(self, news: News) -> None:
+        """What a notice says of parked writes; a worker sees to it, since the disk may be slow."""
+        with self._lock:
+            self._told = news
+            self._lock.notify_all()
+
     def _work(self) -> None:
         while True:
             with self._lock:
-                self._lock.wait_for(lambda: self._queue or self._ended)
-                if not self._queue:
-                    return
-                stream, header, payload = self._queue.popleft()
+                self._lock.wait_for(lambda: self._queue or self._told or self._ended)
+                told, self._told = self._told, None
+                if told is None:
+                    if not self._queue:
+                        return
+                    stream, header, payload = self._queue.popleft()
             try:
-                self._answer(stream, header, payload)
+                if told is None:
+                    self._answer(stream, header, payload)
+                else:
+                    self._parking.release(told)
+            except DeviceError as error:
+                # These were answered, so that the end of the session has to tell.
+                self._disk_error(error)
+                self._session.end(str(error))
             except (LinkLost, ProtocolError) as error:
                 self._session.end(error.message)
             except Exception as bug:
@@ -171,10 +199,13 @@ class Receiver:
         running.waits_for = DISK
         self._under_way.add(running)
         try:
-            answer = HOW_TO_APPLY[header.type](self._replica, header, payload)
+            if self._parking.writes or header.flags & Flag.PARK or header.type is MessageType.FLUSH:
+                answer = self._apply_beside_parked(header, payload)
+            else:
+                answer = HOW_TO_APPLY[header.type](self._replica, header, payload)
         except DeviceError as error:
             code = error.errno
-            if header.type in (MessageType.WRITE, MessageType.ZERO, MessageType.TRIM, MessageType.FLUSH):
+            if header.type in CHANGING or self._parking.refused:
                 self._disk_error(error)
         finally:
             self._under_way.discard(running)
@@ -185,16 +216,37 @@ class Receiver:
         self._busy.discard(stream)
         told_ns = applied_ns if header.flags & Flag.TIMED else 0
         stream.send(MessageType.ANSWER, payload=answer, code=code, number=told_ns, more=stream.buffered)
-        store = self._replica.store
-        if store.commits.likely and header.type is MessageType.WRITE and not header.flags & (Flag.FUA | Flag.RESYNC):
+        likely = self._replica.store.commits.likely and not header.flags & (Flag.FUA | Flag.RESYNC)
+        if header.type is MessageType.WRITE and (likely or header.flags & Flag.PARK):
             try:
-                store.write_back_soon(header.offset, header.length)
+                self._after_write(header)
             except DeviceError as error:
                 # Answered already, so the end of the session has to tell.
                 self._disk_error(error)
                 self._session.end(str(error))
         if measured and header.type in MEASURED:
             self._note(header, received_ns, applied_ns, time.perf_counter_ns() - began_ns - applied_ns)
+
+    def _apply_beside_parked(self, header: Header, payload: memoryview) -> bytes:
+        """A request that is to be parked, or tells or implies what may be applied of what is."""
+        parking = self._parking
+        if header.type is MessageType.FLUSH:
+            if payload:
+                parking.release(decode_news(payload))
+        else:
+            parking.make_way(header.offset, header.length)
+            if header.flags & Flag.PARK:
+                parking.park(header, payload)
+                return b""
+        return HOW_TO_APPLY[header.type](self._replica, header, payload)
+
+    def _after_write(self, header: Header) -> None:
+        """What need not be done before the answer. Raises DeviceError."""
+        if header.flags & Flag.PARK:
+            _, lowest_open = split_number(header.number)
+            self._parking.release(News(lowest_open - 1, ()))
+        else:
+            self._replica.store.write_back_soon(header.offset, header.length)
 
     def _note(self, header: Header, received_ns: int, applied_ns: int, reply_ns: int) -> None:
         """What a client's write or flush took on this side."""
@@ -208,16 +260,7 @@ class Receiver:
 
     def _disk_error(self, error: DeviceError) -> None:
         self._session.disk_trouble = True
-        if error.errno not in FULL:
-            self._replica.fail(error)
-            return
-        log.error("%s; this replica drops out until there is room, and then catches up by a resync", error)
-        self._replica.failure = str(error)
-        if self._replica.superblock.disk is DiskState.UP_TO_DATE:
-            try:
-                self._replica.update(disk=DiskState.OUTDATED)
-            except DeviceError as second:
-                self._replica.fail(second)
+        self._replica.drop_out(error)
 
 
 def _write(replica: Replica, header: Header, payload: memoryview) -> bytes:
@@ -247,6 +290,8 @@ def _trim(replica: Replica, header: Header, _: memoryview) -> bytes:
 
 
 def _flush(replica: Replica, _header: Header, _: memoryview) -> bytes:
+    # First, or a slot that its disk still shows as taken could later come over what is stable now.
+    replica.store.parked.flush()
     replica.store.flush()
     return b""
 
@@ -259,6 +304,8 @@ def _sums(replica: Replica, header: Header, _: memoryview) -> bytes:
     return resync.encode_sums(resync.block_sums(replica.store.read(header.length, header.offset)))
 
 
+# What a disk must not refuse, or the copies differ.
+CHANGING = (MessageType.WRITE, MessageType.ZERO, MessageType.TRIM, MessageType.FLUSH)
 # Of these a secondary keeps the times.
 MEASURED = (MessageType.WRITE, MessageType.FLUSH)
 

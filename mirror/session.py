@@ -17,6 +17,7 @@ from typing import Any
 from mirror.core.errors import LinkLost, MirrorError, OperatorError, PeerError, ProtocolError
 from mirror.core.generation import Outcome, Standing
 from mirror.core.limits import CONTROL_BYTES_MAX, DATA_STREAMS, REQUEST_BYTES_MAX, SYNC_STREAMS
+from mirror.core.parked import ParkedNumbers
 from mirror.core.wire import MessageType, decode_object, words
 from mirror.link import Stream
 from mirror.runtime import Runtime
@@ -62,6 +63,9 @@ class Session:
         self.peer_can_fast_zero = False
         # It keeps suspects and answers what a verify asks; older releases don't.
         self.peer_compares = False
+        # It keeps writes that it must not apply yet; older releases don't. Their numbers, under the replica's books.
+        self.peer_parks = False
+        self.parked = ParkedNumbers()
         self._runtime = runtime
         self._on_end = on_end
         self._send_lock = runtime.lock()
@@ -281,13 +285,17 @@ class Session:
         if known is None or known[0] != position:
             self._progress[key] = (position, self._runtime.now_s())
 
-    def watch(self, peer_timeout_s: float, disk_timeout_s: float) -> None:
-        """Body of the monitor thread: beat, and end the session on silence or on a request that is never answered."""
+    def watch(self, peer_timeout_s: float, disk_timeout_s: float, on_beat: Callable[["Session"], None]) -> None:
+        """Body of the monitor thread: beat, and end the session on silence or on a request that is never answered.
+
+        `on_beat` says what else is to be said now and then.
+        """
         interval_s = peer_timeout_s / HEARTBEATS_PER_TIMEOUT
         silence_s = peer_timeout_s * SILENCE_PART
         try:
             while not self.ended:
                 self.beat()
+                on_beat(self)
                 with self._changed:
                     self._changed.wait_for(lambda: self.ended, interval_s)
                 now_s = self._runtime.now_s()

@@ -709,16 +709,18 @@ class Volume:
             drained = self._flush_for_stop()
         primary.set_gate(Gate.CUT)
         self._cut_connections()
+        settled = True
         if self._peer is not None:
             # Or a peer that heard goodbye would be back before this side has ended.
             self._peer.begin_stop()
             session = self._peer.session
             if session is not None and not session.ended and drained:
                 self._say_goodbye(session, was_primary)
-            self._peer.stop()
+            # What it still applies is finished by the end of this process, or by the start after it.
+            settled = self._peer.stop()
         if not drained:
             primary.drain(max(0.1, deadline_s - self._runtime.now_s()))
-        clean = self._close(drained and locked)
+        clean = self._close(drained and locked, settled)
         self._control.stop()
         return clean
 
@@ -745,7 +747,8 @@ class Volume:
         except MirrorError as error:
             log.warning("could not say goodbye to the peer: %s", error)
 
-    def _close(self, clean: bool) -> bool:
+    def _close(self, clean: bool, settled: bool) -> bool:
+        """`settled`: no thread of a session works on the files any more; else the end of the process closes them."""
         replica = self._replica
         self._resize.join()
         self._log_sizer.join()
@@ -753,10 +756,13 @@ class Volume:
             replica.persist_map()
             if not replica.failed:
                 replica.flush()
+            # What is still parked, because a disk hangs, is applied by the start that finds it after a crash.
+            clean = clean and settled
             if clean and not replica.failed:
                 # Secondary from now on, but for a crash as primary that is not resolved yet (duty g9).
                 replica.take_role(Role.SECONDARY, clean=True)
-            replica.store.close()
+            if settled:
+                replica.store.close()
         except MirrorError as error:
             log.error("could not close in order: %s", error)
             return False

@@ -65,6 +65,13 @@ EXTENTS_ANSWER_MAX = 4096
 
 # Data streams of one session. As many as nbdkit has worker threads a connection, so none waits for a stream.
 DATA_STREAMS = 16
+# The largest write that a peer parks until the record of its extents is durable: a database's page, or a few of them.
+PARKED_BYTES_MAX = 32 * KIB
+# Parked writes at a time: as many as requests.
+PARKED_MAX = 16
+# Of those that wait for their record so many keep a stream meanwhile, and are not sent together with others. Fewer than
+# there are streams: who makes room in the log for them needs one for his flush.
+PARKED_ON_STREAMS_MAX = 2
 # Streams for resync: while one chunk is applied or compared the next one is on the way. More threads only pass the
 # interpreter's lock around (1 GiB on two cores: 264 to 347 MB/s with two, 214 to 376 with four).
 SYNC_STREAMS = 2

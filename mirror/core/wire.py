@@ -186,7 +186,7 @@ def _unexpected_command(name: bytes, rest: bytes) -> ProtocolError:
 VERSION = 1
 # Of all that is said by such messages: types, flags, JSON keys, control operations, the order of a handshake. Each side
 # names the newest that it speaks and the oldest that it still does, in the first message; one that names none speaks 1.
-SESSION_VERSION = 3
+SESSION_VERSION = 4
 SESSION_VERSION_MIN = 2
 _MAGIC = 0x626E  # "nb"
 
@@ -235,6 +235,8 @@ class Flag:
     SPIN: Final = 64
     # Say in `number` of the ANSWER how many nanoseconds the disk took; an older release says 0.
     TIMED: Final = 128
+    # A WRITE to be kept and not applied before it may be; `number`: see mirror.core.parked.
+    PARK: Final = 256
 
 
 class Header(NamedTuple):

@@ -1,7 +1,8 @@
 """The files of a replica: the only package that touches them.
 
 `DIR/meta` is the metadata (metadata_file.py says what it promises), `DIR/data` or a backing is the contents
-(data_file.py); `DIR/suspects` and `DIR/unproven` are maps (map_file.py). Positioned system calls only, so threads
+(data_file.py); `DIR/suspects` and `DIR/unproven` are maps (map_file.py), `DIR/parked` holds writes that are not to be
+applied yet (parked_file.py). Positioned system calls only, so threads
 share descriptors without locks; nothing is cached and nothing is copied. OSError becomes DeviceError with its errno, so
 that a full disk (ENOSPC) is not taken for a broken one.
 
@@ -25,23 +26,29 @@ from mirror.store.data_file import DataFile
 from mirror.store.files import failed, flush_directory, write_all
 from mirror.store.map_file import MapFile, fill
 from mirror.store.metadata_file import MetadataFile, write_clean_pages
+from mirror.store.parked_file import ParkedFile
+from mirror.store.parked_file import fill as fill_parked
 
 DATA_NAME = "data"
 META_NAME = "meta"
 SUSPECTS_NAME = "suspects"
 UNPROVEN_NAME = "unproven"
+PARKED_NAME = "parked"
 # What `create` makes in the replica's directory.
-REPLICA_FILES = (META_NAME, DATA_NAME, SUSPECTS_NAME, UNPROVEN_NAME)
+REPLICA_FILES = (META_NAME, DATA_NAME, SUSPECTS_NAME, UNPROVEN_NAME, PARKED_NAME)
 
 
 class Store:
     """The files of a replica; the calls go straight to `DataFile`, `MetadataFile`, `MapFile`: their docstrings hold."""
 
-    def __init__(self, metadata: MetadataFile, data: DataFile | None, suspects: MapFile, unproven: MapFile) -> None:
+    def __init__(
+        self, metadata: MetadataFile, data: DataFile | None, suspects: MapFile, unproven: MapFile, parked: ParkedFile
+    ) -> None:
         self._metadata = metadata
         self._data = data
         self.suspects = suspects
         self.unproven = unproven
+        self.parked = parked
         self.size_bytes = 0
         self.read_superblock_copies = metadata.read_superblock_copies
         self.write_superblock = metadata.write_superblock
@@ -77,15 +84,19 @@ class Store:
         """
         runtime = runtime or Runtime()
         metadata = MetadataFile(directory / META_NAME, runtime)
-        maps: list[MapFile] = []
+        opened: list[MetadataFile | MapFile | ParkedFile] = [metadata]
         try:
-            for name, blank in ((SUSPECTS_NAME, _blank_suspects), (UNPROVEN_NAME, _blank_unproven)):
-                maps.append(MapFile(directory / name, runtime, blank))
+            suspects = MapFile(directory / SUSPECTS_NAME, runtime, _blank_suspects)
+            opened.append(suspects)
+            unproven = MapFile(directory / UNPROVEN_NAME, runtime, _blank_unproven)
+            opened.append(unproven)
+            parked = ParkedFile(directory / PARKED_NAME, make=data_path is not None)
+            opened.append(parked)
             own = data_path == directory / DATA_NAME
-            store = Store(metadata, None if data_path is None else DataFile(data_path, runtime, own), *maps)
+            data = None if data_path is None else DataFile(data_path, runtime, own)
+            store = Store(metadata, data, suspects, unproven, parked)
         except BaseException:
-            metadata.close()
-            for file in maps:
+            for file in opened:
                 file.close()
             raise
         try:
@@ -144,6 +155,7 @@ class Store:
         self._metadata.close()
         self.suspects.close()
         self.unproven.close()
+        self.parked.close()
         if self._data is not None:
             self._data.close()
 
@@ -169,6 +181,7 @@ def create_replica_files(directory: Path, size_bytes: int, backing: Path | None,
         geometry = Geometry(size_bytes)
         _make(directory / SUSPECTS_NAME, made, lambda fd: fill(fd, geometry.pages, _blank_suspects))
         _make(directory / UNPROVEN_NAME, made, lambda fd: fill(fd, geometry.unproven_pages, _blank_unproven))
+        _make(directory / PARKED_NAME, made, fill_parked)
         _make(directory / META_NAME, made, lambda fd: _write_first_metadata(fd, size_bytes, superblock))
         flush_directory(directory)
     except BaseException:

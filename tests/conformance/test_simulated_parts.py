@@ -18,7 +18,7 @@ import mirror.store
 from mirror.core.errors import DeviceError, LinkLost, ProtocolError
 from mirror.core.wire import MessageType
 from mirror.link import Poller, Stream
-from mirror.store import data_file, files, map_file, metadata_file
+from mirror.store import data_file, files, map_file, metadata_file, parked_file
 from mirror.store.data_file import DataFile
 from tests.sim.disk import Disk, File, OsModule
 from tests.sim.network import Links, SelectModule, SocketModule, drop
@@ -26,7 +26,7 @@ from tests.sim.scheduler import Process, Scheduler
 from tests.sim.scheduler import Runtime as SimulatedRuntime
 
 SIZE_BYTES = 64 * 1024
-STORE_MODULES = (mirror.store, data_file, files, map_file, metadata_file)
+STORE_MODULES = (mirror.store, data_file, files, map_file, metadata_file, parked_file)
 
 # -- disk -------------------------------------------------------------------------------------------------------------
 

@@ -40,7 +40,17 @@ from mirror.core.limits import (
     ZERO_PIECE_BYTES,
 )
 from mirror.core.states import DiskState
-from mirror.store import DATA_NAME, META_NAME, Store, create_replica_files, data_file, files, map_file, metadata_file
+from mirror.store import (
+    DATA_NAME,
+    META_NAME,
+    Store,
+    create_replica_files,
+    data_file,
+    files,
+    map_file,
+    metadata_file,
+    parked_file,
+)
 from tests.sim.disk import Disk, OsModule
 from tests.sim.scheduler import Scheduler
 
@@ -149,7 +159,7 @@ class SimulatedPlace(FilePlace):
         scheduler = Scheduler(0, 0.0)
         self.disk = Disk(scheduler, "n0")
         simulated = OsModule(scheduler, lambda _path: self.disk)
-        for module in (mirror.store, data_file, files, map_file, metadata_file):
+        for module in (mirror.store, data_file, files, map_file, metadata_file, parked_file):
             patch.setattr(module, "os", simulated)
         patch.setattr(data_file, "_fallocate", simulated.fallocate)
 

@@ -79,11 +79,24 @@ APPLY = {
 }
 
 LOG = {
+    "log-parked-by-peer-only": Point("mirror.log_writer:LogWriter.hold", BEFORE, call=5),
     "log-record-begins": Point(_META + "write_log_record", BEFORE, call=3),
     "log-record-torn": Point(_META_WRITE, TORN, inside=_META + "write_log_record", call=3),
     "log-record-written": Point(_META + "write_log_record", AFTER, call=3),
     "log-full": Point(_PRIMARY + "_stabilise", BEFORE),
     "log-room-made": Point(_PRIMARY + "_stabilise", AFTER),
+}
+
+_PARKED_FILE = "mirror.store.parked_file:"
+_PARK = "mirror.parking:Parking."
+# What the peer's process does with a write that it must not apply yet.
+PARKED = {
+    "parked-torn": Point(_PARKED_FILE + "write_all", TORN, inside=_PARKED_FILE + "ParkedFile.keep", call=5),
+    "parked-kept": Point(_PARK + "park", AFTER, call=5),
+    "parked-answered": Point(_PARK + "release", BEFORE, inside="mirror.secondary:Receiver._after_write", call=5),
+    "parked-applied": Point(_DATA + "write", AFTER, inside=_PARK + "_apply", call=5),
+    "parked-forgotten": Point(_PARK + "_apply", AFTER, call=5),
+    "parked-flush-begins": Point("mirror.core.parked:decode_news", AFTER, call=2),
 }
 
 # The peer dies, and the primary goes on alone.
@@ -274,6 +287,7 @@ GROUPS = {
     "deferred": DEFERRED,
     "apply": APPLY,
     "log": LOG,
+    "parked": PARKED,
     "alone": ALONE,
     "source": SYNC_SOURCE,
     "target": SYNC_TARGET,

@@ -27,6 +27,7 @@ SCENARIOS: dict[str, Scenario] = {
     "deferred": Stage.primary_while_writing,
     "apply": Stage.secondary_while_writing,
     "log": Stage.primary_while_writing,
+    "parked": Stage.secondary_while_writing,
     "alone": Stage.primary_left_alone,
     "source": Stage.source_in_resync,
     "target": Stage.target_in_resync,
@@ -53,9 +54,9 @@ OTHERS: dict[str, Scenario] = {
 }
 WHOM = ("self", "both")
 # Groups that turn on the number of extents that are written.
-WIDE = ("log", "alone", "start", "log-size")
+WIDE = ("log", "parked", "alone", "start", "log-size")
 # The protocols under which the points of a group are tried, C where it is not named.
-PROTOCOLS = {"write": "CAB", "apply": "CAB", "deferred": "AB"}
+PROTOCOLS = {"write": "CAB", "apply": "CAB", "deferred": "AB", "parked": "CB"}
 
 
 def chains() -> list[object]:

@@ -40,6 +40,7 @@ from mirror.core.layout import (
 )
 from mirror.core.limits import HEADER_BYTES, KIB, LOG_RING_RECORDS, MIB, RECORD_BYTES, REQUEST_BYTES_MAX
 from mirror.core.map_message import add_map
+from mirror.core.parked import News, decode_news, decode_slot, encode_news, encode_slot
 from mirror.core.policy import REFUSE_ALWAYS, Policies
 from mirror.core.recovery import choose_superblock
 from mirror.link import RECEIVE_BUFFER_BYTES, Stream
@@ -590,6 +591,27 @@ def check_comparison(raw: bytes) -> None:
     assert set(replica().unproven.extents()) <= {0, 1}
 
 
+# -- parked writes ----------------------------------------------------------------------------------------------------
+
+EPOCH = 7
+SLOTS = [encode_slot(EPOCH, 4096, bytes(4096)), encode_slot(EPOCH, 2**40, b"x"), encode_slot(EPOCH, 0, bytes(32768))]
+NEWS = [encode_news(News(3, ())), encode_news(News(2**64 - 1, (2, 3))), encode_news(News(40, tuple(range(25, 41))))]
+
+
+def check_slot(raw: bytes) -> None:
+    found = decode_slot(raw, EPOCH)
+    if found is not None:
+        assert any(raw.startswith(slot) for slot in SLOTS), "a damaged slot was taken as good"
+
+
+def check_news(raw: bytes) -> None:
+    try:
+        found = decode_news(raw)
+    except ProtocolError:
+        return
+    assert encode_news(found) == raw
+
+
 # -- the control socket -----------------------------------------------------------------------------------------------
 
 LINES = [
@@ -664,6 +686,8 @@ _ROWS = (
     ("control-message", make_control, check_control, 4 * MIB, 20_000, 50),
     ("comparison", lambda rng: mutate(rng, COMPARISONS), check_comparison, 4 * MIB, 100_000, 10),
     ("question", make_question, check_question, 4 * MIB, 20_000, 30),
+    ("parked-slot", lambda rng: mutate(rng, SLOTS), check_slot, 256 * KIB, 1000, 10),
+    ("parked-news", lambda rng: mutate(rng, NEWS), check_news, 64 * KIB, 1000, 10),
     ("control-socket", lambda rng: mutate(rng, LINES), check_line, 4 * MIB, 10_000, 30),
 )
 TARGETS = {name: Target(name, *rest) for name, *rest in _ROWS}

@@ -46,6 +46,7 @@ from mirror.core.limits import (
     LOG_SLOTS_MAX,
     SUSPECT_PARTS_MAX,
 )
+from mirror.core.parked import News, encode_news
 from mirror.core.recovery import choose_superblock
 from mirror.core.states import DiskState
 from mirror.core.wire import SESSION_VERSION, Flag, MessageType
@@ -271,6 +272,9 @@ MESSAGES: list[tuple[MessageType, int, int, int, bytes, int, int]] = [
     (MessageType.WRITE, Flag.FUA, 2**40, 191, PAYLOAD[:191], 0, 0),
     (MessageType.WRITE, Flag.FUA, 2**40, 195, PAYLOAD[:195], 0, 0),
     (MessageType.WRITE, Flag.ACK_RECEIVED, 0, 196, PAYLOAD[:196], 0, 0),
+    # The second parked write while the first is open, and a flush that covers neither the second nor the fourth.
+    (MessageType.WRITE, Flag.PARK | Flag.TIMED, 4096, 256, PAYLOAD, 0, 2 << 8 | 1),
+    (MessageType.FLUSH, 0, 0, 0, encode_news(News(4, (2, 4))), 0, 0),
     # 200 times the letter a, as an LZ4 block; its checksum stands in `number`.
     (MessageType.WRITE, Flag.RESYNC | Flag.LZ4, 8192, 200, bytes.fromhex("1f610100af506161616161"), 0, 0),
     (MessageType.ZERO, Flag.MAY_TRIM | Flag.FUA, 0, 2**26, b"", 0, 0),

@@ -30,7 +30,7 @@ def test_files_are_private_and_sparse_data_is_complete(tmp_path: Path) -> None:
     replica = tmp_path / "a"
     assert create(replica, size="64M").returncode == 0
     modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in [replica, *replica.iterdir()]}
-    files = ("data", "meta", "suspects", "unproven", "volume.toml")
+    files = ("data", "meta", "parked", "suspects", "unproven", "volume.toml")
     assert modes == {"a": 0o700, **dict.fromkeys(files, 0o600)}
     data, metadata = (replica / "data").stat(), (replica / "meta").stat()
     assert (data.st_size, data.st_blocks) == (64 * MIB, 0)

@@ -29,7 +29,7 @@ def test_a_signal_stops_it_and_nothing_is_left(cluster: Cluster, number: signal.
         assert a.process is not None
         assert a.process.wait(5) == 0
     wait_gone(nbdkit, 1)
-    assert files(a) == ["data", "lock", "meta", "suspects", "unproven", "volume.toml"]
+    assert files(a) == ["data", "lock", "meta", "parked", "suspects", "unproven", "volume.toml"]
     assert "stopped, clean" in a.log()
     assert not any("not stopped" in warning for warning in a.status()["warnings"])
 

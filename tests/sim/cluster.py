@@ -18,6 +18,7 @@ from mirror.core import layout, recovery
 from mirror.core.errors import MirrorError
 from mirror.core.layout import Superblock
 from mirror.core.policy import Policy
+from mirror.core.stages import APPLY
 from mirror.core.states import Role
 from mirror.store import create_replica_files
 from nbd_server.config import Address, Config
@@ -234,6 +235,8 @@ class Machine:
         if process is None:
             return
         self.world.note(self.name, why)
+        if self.volume is not None and any(one.kind == APPLY for one in self.volume._replica.under_way):
+            self.on_killed_at_work()
         process.dead = True
         self.process = None
         self.volume = None
@@ -295,6 +298,9 @@ class Machine:
 
     def on_stopped(self, clean: bool) -> None:
         pass
+
+    def on_killed_at_work(self) -> None:
+        """It was carrying out what the peer had asked."""
 
     def on_forgotten(self) -> None:
         pass

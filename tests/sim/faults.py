@@ -292,6 +292,82 @@ FAULTS = (
         events=("flip", "verify", "power"),
     ),
     _fault(
+        "a parked write applied before its record",
+        ("mirror.secondary:Receiver._apply_beside_parked", "if header.flags & Flag.PARK:", "if False:"),
+        protocols="CCB",
+    ),
+    _fault(
+        "a parked write that a later one calls durable",
+        ("mirror.core.parked:ParkedNumbers.take", "(number - min(self._open))", "0"),
+        protocols="CCB",
+    ),
+    _fault(
+        "a flush that calls all parked writes durable",
+        ("mirror.core.parked:ParkedNumbers._news", "tuple(sorted(self._open))", "()"),
+        protocols="CCB",
+    ),
+    _fault(
+        "a flush that does not say what is parked",
+        ("mirror.core.parked:ParkedNumbers.flush_says", "None if told == self._flushed else self._flushed", "None"),
+        events=("power-both", "slow-disk"),
+        protocols="CCB",
+    ),
+    _fault(
+        "a write that overlaps a parked one applied before it",
+        ("mirror.parking:Parking.make_way", "if self.writes:", "if False:"),
+        protocols="CCB",
+        narrow=True,
+    ),
+    _fault(
+        "a slot that is used anew before its write is applied",
+        ("mirror.parking:Parking.park", "if slot in self.writes:", "if False:"),
+        ("mirror.secondary:Receiver._after_write", "self._parking.release(News(lowest_open - 1, ()))", "pass"),
+        protocols="CCB",
+    ),
+    _fault(
+        "what is parked is lost with the session",
+        ("mirror.peer:Peer._settle_parked", "self._parking.settle()", "pass"),
+        events=("strike-parked",),
+        protocols="CCB",
+    ),
+    _fault(
+        "what is left parked is applied without being dirty",
+        ("mirror.parking:Parking.settle", "replica.persist_extents(", "set("),
+        events=("strike-parked", "slow-disk"),
+        protocols="CCB",
+    ),
+    _fault(
+        "what is parked is lost with the process",
+        ("mirror.opening:_apply_parked", "for slot, write in parked.items():", "for slot, write in ():"),
+        events=("strike-parked",),
+        protocols="CCB",
+    ),
+    _fault(
+        "what was parked at a kill is applied without being dirty",
+        ("mirror.opening:open_replica", "dirty.mark(write.offset, len(write.data))", "pass"),
+        events=("strike-parked", "power", "slow-disk"),
+        protocols="CCB",
+    ),
+    _fault(
+        "a slot that is not emptied",
+        ("mirror.store.parked_file:ParkedFile.drop", "self._write(slot, EMPTY_HEAD)", "pass"),
+        events=("kill-nbdkit", "kill-nbdkit", "promote", "power"),
+        protocols="CCB",
+    ),
+    _fault(
+        "a slot of a former life",
+        ("mirror.core.parked:decode_slot", "or found_epoch != epoch", ""),
+        events=("power", "kill-nbdkit", "strike-parked"),
+        protocols="CCB",
+    ),
+    _fault(
+        "a slot over newer data that is stable",
+        ("mirror.opening:open_replica", "if same_boot and found.crashed and", "if found.crashed and"),
+        ("mirror.secondary:_flush", "replica.store.parked.flush()", "pass"),
+        events=("power", "power-both", "slow-disk"),
+        protocols="CCB",
+    ),
+    _fault(
         "an Inconsistent copy promoted",
         (
             "nbd_server.volume:Volume._may_promote",

@@ -8,6 +8,7 @@ that a client ever got must have been true.
 
 import traceback
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -225,6 +226,28 @@ class Life:
         machine.kill("nbdkit killed")
         self.killed(machine)
         self.scheduler.at(0.05, machine.start_again)
+
+    def _strike_parked(self, machine: Machine, number: float) -> None:
+        """About when the next write has been parked there its nbdkit is killed, or the link cut.
+
+        Mostly the other side loses power then, so that what was parked is all that is left.
+        """
+        held, draw = self.truth.held[machine.name], self.scheduler.random
+
+        def happen(fate: Callable[[Machine, float], None], victim: Machine) -> None:
+            if not self.healing:
+                fate(victim, number)
+
+        def strike() -> None:
+            held.on_parked = lambda: None
+            delay_s = draw.choice((0.0, 0.0005, 0.002)) * draw.random()
+            fate = draw.choice((self._kill_nbdkit, self._cut))
+            self.scheduler.at(delay_s, lambda: happen(fate, machine))
+            if draw.random() < 0.7:
+                other = self.world.other(machine)
+                self.scheduler.at(delay_s + draw.choice((0.0, 0.001, 0.1)), lambda: happen(self._power, other))
+
+        held.on_parked = strike
 
     def _restart(self, machine: Machine, delay_s: float, primary: bool = False) -> None:
         def restart() -> None:

@@ -68,7 +68,7 @@ EVENTS = {
     "cut": 6, "cut-one-way": 3, "heal": 6, "drop": 6, "corrupt": 3, "stall": 4, "stray": 1, "reset": 3, "slow-link": 1,
     "fail-flush": 1, "fail-write": 1, "fail-read": 1, "full": 1, "stall-disk": 2, "slow-disk": 1, "stick-write": 2,
     "promote": 4, "force-promote": 2, "demote": 3, "switch": 4, "disconnect": 2, "connect": 3, "replace": 1,
-    "flip": 1, "verify": 1, "resize": 2, "log-size": 3,
+    "flip": 1, "verify": 1, "resize": 2, "log-size": 3, "strike-parked": 2,
 }  # fmt: skip
 
 

@@ -9,6 +9,7 @@ compared when a resync begins to overwrite somebody.
 """
 
 import functools
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import count
 
@@ -20,6 +21,7 @@ from mirror.core.errors import DamagedRecord
 from mirror.core.generation import POLICY_RULES, Kind
 from mirror.core.layout import Superblock
 from mirror.core.limits import EXTENT_BYTES, LOG_RING_RECORDS, RECORD_BYTES
+from mirror.core.parked import SLOT_BYTES, ParkedWrite, decode_slot
 from mirror.core.states import LEFT_BEHIND, DiskState
 from tests.sim.disk import PAGE_BYTES, SECTOR_BYTES, File
 from tests.sim.history import History, Loss, Operation, Reign, Violation
@@ -28,6 +30,8 @@ SECTORS_PER_PAGE = PAGE_BYTES // SECTOR_BYTES
 PAGES_PER_EXTENT = EXTENT_BYTES // PAGE_BYTES
 # In place of a tag: a sector that no write left so.
 GARBAGE = -1
+# Threads that carry out clients' changes: here, from the peer, and what is parked, until the end of a session.
+CHANGING = ("worker", "apply", "resync-apply", "peer")
 # From the best to the worst.
 LOSSES = (Loss.NONE, Loss.UNFLUSHED, Loss.ANY)
 
@@ -88,6 +92,8 @@ class Held:
     log_extents: frozenset[int] = frozenset()
     log_damaged: bool = False
     durable_dirty: dict[int, int] = field(default_factory=dict)
+    # Called when a write has been parked here.
+    on_parked: Callable[[], None] = lambda: None
 
     @property
     def name(self) -> str:
@@ -133,16 +139,32 @@ class Truth:
 
         held.machine.on_forgotten = on_forgotten  # type: ignore[method-assign]
 
+        held.machine.on_killed_at_work = functools.partial(self._killed_at_work, held)  # type: ignore[method-assign]
+
         def on_write(file: File, offset: int, length: int) -> None:
             if file.name.endswith("/data"):
                 self._data_written(held, file, offset, length)
+            elif file.name.endswith("/parked"):
+                self._parked_written(held, file, offset)
 
         def on_durable(file: File, offset: int, length: int) -> None:
             if file.name.endswith("/meta"):
                 self._metadata_durable(held, file, offset, length)
 
+        held.machine.disk.on_lost = functools.partial(self._lost, held)
         held.machine.disk.on_write = on_write
         held.machine.disk.on_durable = on_durable
+
+    def _killed_at_work(self, held: Held) -> None:
+        """What the peer had been told that it is received was in the process's memory alone, all that B promises."""
+        if self.world.protocol == "B":
+            held.loss = max(held.loss, Loss.UNFLUSHED, key=LOSSES.index)
+
+    @staticmethod
+    def _lost(held: Held, file: File) -> None:
+        """Some of what was parked may be lost, so that the replica must not count as remembering all."""
+        if file.name.endswith("/parked"):
+            held.forgot = True
 
     def replaced(self, held: Held) -> None:
         """An empty replica took this one's place."""
@@ -174,18 +196,61 @@ class Truth:
         known = held.known
         if task is None or known is None:
             return
-        if task.name.startswith(("worker", "apply")):
+        resyncs = task.name.startswith("resync-apply") and not self._is_parked(held, offset, length)
+        changes = not resyncs and task.name.startswith(CHANGING)
+        if changes:
             self.client_wrote.update(dict.fromkeys(range(first, last + 1), now))
         extents = range(offset // EXTENT_BYTES, (offset + length - 1) // EXTENT_BYTES + 1)
-        if task.name.startswith("resync-apply"):
+        if resyncs:
             if known.disk not in (DiskState.INCONSISTENT, DiskState.FAILED):
                 self.world.violate("inconsistent-first", f"a resync writes to {held.name}, which is {known.disk.value}")
             self._check_no_suspect(held, range(first, last + 1))
-        elif task.name.startswith(("worker", "apply")):
+        elif changes:
             source = held if task.name.startswith("worker") else self.other(held)
             self._check_logged(
                 source, held, extents, range(offset // PAGE_BYTES, (offset + length - 1) // PAGE_BYTES + 1)
             )
+
+    def _parked_written(self, held: Held, file: File, offset: int) -> None:
+        """What is parked has reached this replica: no killed process loses it, and a power cut does as it does others.
+
+        What it is worth is seen when somebody reads it after a failover.
+        """
+        parked = self._parked(held, file, offset)
+        if parked is not None:
+            now = self.now()
+            for index, tag in enumerate(tags_of(parked.data)):
+                held.seen_at.setdefault(parked.offset // SECTOR_BYTES + index, {})[tag] = now
+            held.on_parked()
+
+    @staticmethod
+    def _parked(held: Held, file: File, offset: int) -> ParkedWrite | None:
+        slot = b"".join([file.page(offset // PAGE_BYTES + index) for index in range(SLOT_BYTES // PAGE_BYTES)])
+        return None if held.known is None else decode_slot(slot, held.known.log_epoch)
+
+    def _is_parked(self, held: Held, offset: int, length: int) -> bool:
+        """Whether a client's write of this place is parked: it makes way for whoever comes next, a resync too."""
+        return any((parked.offset, len(parked.data)) == (offset, length) for parked in self._all_parked(held))
+
+    def _all_parked(self, held: Held) -> list[ParkedWrite]:
+        file = held.machine.disk.files[f"/{held.name}/parked"]
+        slots = (self._parked(held, file, at) for at in range(0, file.size_bytes, SLOT_BYTES))
+        return [parked for parked in slots if parked is not None]
+
+    def _contents(self, held: Held) -> Callable[[int], bytes]:
+        """Its pages, with what is parked in its place."""
+        parked = self._all_parked(held)
+
+        def page(index: int) -> bytes:
+            content = bytearray(held.machine.data.page(index))
+            start = index * PAGE_BYTES
+            for one in parked:
+                first, last = max(start, one.offset), min(start + PAGE_BYTES, one.offset + len(one.data))
+                if first < last:
+                    content[first - start : last - start] = one.data[first - one.offset : last - one.offset]
+            return bytes(content)
+
+        return page
 
     def _check_no_suspect(self, target: Held, sectors: range) -> None:
         """No resync decides which side of a suspect block is right (invariant suspect-is-not-dirty).
@@ -457,6 +522,8 @@ class Truth:
 
     def answered_change(self, held: Held, operation: Operation, started: int) -> None:
         """A write, zero or trim was answered well."""
+        # First, for they may be seen here for the first time, and be no more because of this very write.
+        self.note_suspects()
         first, last = operation.sectors.start, operation.sectors.stop
         for page in range(-(-first // SECTORS_PER_PAGE), last // SECTORS_PER_PAGE):
             self.written_whole[page] = self.now()
@@ -464,7 +531,7 @@ class Truth:
         sectors = operation.sectors
         lacks_here = [one for one in sectors if not self._reached(held, one, operation.tag, started)]
         lacks_there = [one for one in sectors if not self._reached(other, one, operation.tag, started)]
-        if lacks_here and held.known is not None and held.known.disk is not DiskState.FAILED and not lacks_there:
+        if lacks_here and held.known is not None and not self._failed(held) and not lacks_there:
             lacks_here = []  # another write of the same blocks came over it in the same moment, or the peer stands in
         if lacks_here and lacks_there:
             self.world.violate("ack-c", f"{held.name} answered write {operation.tag}, which is on neither disk")
@@ -500,11 +567,18 @@ class Truth:
             return True  # it had it, or not; what it lost it lost by a crash
         return held.seen_at.get(sector, {}).get(tag, 0) > started
 
+    @staticmethod
+    def _failed(held: Held) -> bool:
+        """Its disk is Failed, or that could not be recorded and the peer stands in, which has recorded that."""
+        volume = held.machine.volume
+        recorded = held.known is not None and held.known.disk is DiskState.FAILED
+        return recorded or (volume is not None and volume._replica.failed and volume._primary.peer_only)
+
     def answered_flush(self, held: Held) -> None:
         """A flush was answered well: what was answered before it began is stable (invariant flush)."""
         other = self.other(held)
         known = held.known
-        if known is None or known.disk is DiskState.FAILED or held.serving is None:
+        if known is None or self._failed(held) or held.serving is None:
             return
         if self._check_stable(held.serving, held) or other.known is None:
             return
@@ -536,8 +610,7 @@ class Truth:
         """A FUA write was answered well: what it wrote, or what came after it, is durable."""
         if not operation.fua or held.serving is None or self.touches_flipped(operation.sectors):
             return
-        failed = held.known is not None and held.known.disk is DiskState.FAILED
-        where = self.other(held) if failed else held
+        where = self.other(held) if self._failed(held) else held
         for sector in operation.sectors:
             page = tags_of(where.machine.data.durable_page(sector // SECTORS_PER_PAGE))
             tag, allowed = page[sector % SECTORS_PER_PAGE], self.history.flushed(held.serving, sector, self.now())
@@ -558,15 +631,15 @@ class Truth:
         if len(sizes) != 1 or sizes.pop()[1]:
             self.world.violate("equal-after-sync", f"the replicas are not of one size: {known}")
             return
-        one, two = (held.machine.data for held in self.held.values())
+        one, two = (self._contents(held) for held in self.held.values())
         suspects = self._suspects()
         for page in range(self.world.size_bytes // PAGE_BYTES):
-            if one.page(page) != two.page(page) and page in self.flipped:
+            if one(page) != two(page) and page in self.flipped:
                 if page not in suspects:
                     self.world.violate("proof", f"block {page} differs since a bit was flipped, and nobody suspects it")
                     return
-            elif one.page(page) != two.page(page):
-                first, second = tags_of(one.page(page)), tags_of(two.page(page))
+            elif one(page) != two(page):
+                first, second = tags_of(one(page)), tags_of(two(page))
                 self.world.violate("equal-after-sync", f"block {page} differs: {first} and {second}")
                 return
 

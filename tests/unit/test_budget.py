@@ -63,6 +63,15 @@ def test_no_step_is_negative_and_none_begins_before_the_request(change: dict[str
     assert all(step.begin_us <= steps[-1].begin_us for step in steps)
 
 
+def test_what_is_sent_ahead_goes_beside_the_record() -> None:
+    found = by_name(waterfall({**HOT, "ahead": 1.0, "log_us": 100.0, "total_us": 140.0, "answered_us": 140.0}))
+    assert found["send"] == (10.0, 20.0)
+    assert found["log"] == (30.0, 100.0)
+    assert found["peer: receive"] == (30.0, 3.0)
+    assert found["own disk"] == (130.0, 5.0)
+    assert found["client, nbdkit: out"][0] == 135.0
+
+
 def test_what_a_look_takes_is_scaled_away() -> None:
     found = by_name(waterfall({**HOT, "total_us": 80.0, "own_disk_us": 10.0}))
     assert found["own disk"][1] == 5.0

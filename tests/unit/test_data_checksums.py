@@ -149,7 +149,8 @@ def test_a_bit_that_flips_between_entry_and_send_is_never_written_by_the_peer(
 ) -> None:
     with pair(tmp_path, protocol) as (first, second):
         first.write(memoryview(BLOCK), 0, False)
-        first._primary.wait_applied()
+        # Nothing of it is on its way or parked.
+        first.flush()
         written = watch_writes(second, monkeypatch)
         buffer = bytearray(BLOCK[::-1])
         flipped = bytes([buffer[0] ^ 1]) + bytes(buffer[1:])

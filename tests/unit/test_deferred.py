@@ -22,6 +22,8 @@ def test_the_connection_is_lost_as_the_reaper_is_to_wait_for_it(
     """Written on this side, in memory on the other: answered, and its range and extent are free again."""
     with pair(tmp_path, "B") as (first, _):
         primary, session = first._primary, session_of(first)
+        # A cold one would be parked.
+        first.write(DATA, 0, False)
 
         def refuse(self: Poller, stream: Stream) -> None:
             raise LinkLost("the connection was closed already")

@@ -119,6 +119,9 @@ def test_a_write_that_waits_for_another_one(tmp_path: Path) -> None:
 
 def test_the_peer_tells_what_it_applies(tmp_path: Path) -> None:
     with pair(tmp_path) as (first, second):
+        # A cold one would be parked.
+        first.write(DATA, 0, False)
+        first.flush()
         store = second._replica.store
         really, seen = store.write, []
 
