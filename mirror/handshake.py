@@ -20,7 +20,7 @@ from mirror.core.dirty_map import DirtyMap
 from mirror.core.errors import OperatorError, PeerError, ProtocolError
 from mirror.core.generation import Action, Kind, Outcome, Standing
 from mirror.core.layout import IDENTIFIER_BYTES, is_name, is_note
-from mirror.core.limits import HISTORY_MAX, MAP_EXTENTS_SENT_MAX
+from mirror.core.limits import HISTORY_MAX, MAP_EXTENTS_SENT_MAX, PARKED_MAX
 from mirror.core.map_message import add_map, encode_map
 from mirror.core.parked import News
 from mirror.core.policy import ALLOWED, Policies, Policy
@@ -476,7 +476,7 @@ def live_state(message: dict[str, Any]) -> dict[str, Any]:
 def parked_news(message: dict[str, Any]) -> News:
     """Which parked writes may be applied by now, says the peer."""
     still_open = message.get("open")
-    if not isinstance(still_open, list):
+    if not isinstance(still_open, list) or len(still_open) > PARKED_MAX:
         raise ProtocolError("no list of parked writes that are still open")
     return News(_number(message.get("through")), tuple(map(_number, still_open)))
 

@@ -69,9 +69,9 @@ def open_replica(
         parked: dict[int, ParkedWrite] = {}
         if same_boot and found.crashed and superblock.disk is DiskState.UP_TO_DATE:
             try:
-                parked = store.parked.read(superblock.log_epoch)
-                # The disk may have lost some of it, also where it seems to hold nothing.
+                # First: the disk may have lost some of it, also where it seems to hold nothing.
                 store.parked.flush()
+                parked = store.parked.read(superblock.log_epoch)
             except DeviceError as error:
                 log.error("what was parked may be lost: %s", error)
                 kept = False

@@ -61,19 +61,20 @@ class Parking:
 
     def settle(self) -> None:
         """The session has ended. Raises DeviceError."""
-        if not self.writes:
-            return
         replica = self._replica
         with self._lock:
-            extents: set[int] = set()
-            for write in self.writes.values():
-                first, last = extents_of(write.offset, len(write.data))
-                extents.update(range(first, last + 1))
+            if self.writes:
+                extents: set[int] = set()
                 with replica.books:
-                    replica.dirty.mark(write.offset, len(write.data))
-            replica.persist_extents(extents)
-            for slot in list(self.writes):
-                self._apply(slot)
+                    for write in self.writes.values():
+                        replica.dirty.mark(write.offset, len(write.data))
+                for write in self.writes.values():
+                    first, last = extents_of(write.offset, len(write.data))
+                    extents.update(range(first, last + 1))
+                replica.persist_extents(extents)
+                for slot in list(self.writes):
+                    self._apply(slot)
+            # Also where all were applied: no FLUSH of a peer does it any more.
             replica.store.parked.flush()
 
     def give_up(self) -> None:

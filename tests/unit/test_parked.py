@@ -421,7 +421,15 @@ def test_what_can_not_be_parked_ends_the_session(tmp_path: Path, name: str) -> N
         assert_equal_copies(first, second)
 
 
-@pytest.mark.parametrize("said", [{"through": -1, "open": []}, {"through": 1}, {"through": 1, "open": ["x"]}])
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"through": -1, "open": []},
+        {"through": 1},
+        {"through": 1, "open": ["x"]},
+        {"through": 100, "open": [*range(PARKED_MAX + 1)]},
+    ],
+)
 def test_a_notice_that_can_not_be_read_ends_the_session(tmp_path: Path, said: dict[str, Any]) -> None:
     with pair(tmp_path) as (first, second):
         session = session_of(second)
@@ -526,12 +534,13 @@ def test_a_start_in_another_boot_applies_nothing(killed_with_one_parked: Path, m
 
 
 def test_a_disk_that_lost_some_of_it_forgot(killed_with_one_parked: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(self: ParkedFile, epoch: int) -> dict[int, ParkedWrite]:
-        raise DeviceError("parked", "read", errno.EIO, "Input/output error")
+    def refuse(self: ParkedFile) -> None:
+        raise DeviceError("parked", "flush", errno.EIO, "Input/output error")
 
-    monkeypatch.setattr(ParkedFile, "read", refuse)
+    monkeypatch.setattr(ParkedFile, "flush", refuse)
     replica = reopened(killed_with_one_parked, memory_kept=True)
     assert not replica.kept_memory
+    assert replica.store.read(4096, 4096) == bytes(4096)
     replica.store.close()
 
 
@@ -620,6 +629,16 @@ def test_a_flush_makes_emptied_slots_durable(tmp_path: Path, monkeypatch: pytest
         assert parked._changed
         end_quietly(second)
         assert not parked._changed
+
+
+def test_the_end_of_a_session_makes_them_durable_too(tmp_path: Path) -> None:
+    """The next primary may be this side, whose own flushes know nothing of slots."""
+    with pair(tmp_path) as (first, second):
+        first.write(DATA, 4096, False)
+        wait_parked(second, 0)
+        assert second._replica.store.parked._changed
+        end_quietly(second)
+        assert not second._replica.store.parked._changed
 
 
 def test_a_peer_that_was_told_that_nothing_can_be_parked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
