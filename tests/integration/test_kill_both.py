@@ -109,3 +109,22 @@ def test_one_comes_back_alone_and_is_promoted(cluster: Cluster, rng: random.Rand
     assert a.wait_in_step(30)["role"] == "secondary"
     assert b.status()["role"] == "primary"
     assert_equal_copies(a, b)
+
+
+def test_the_secondary_alone_has_cold_writes_that_were_answered_just_before(
+    cluster: Cluster, rng: random.Random
+) -> None:
+    """The last ones were parked: each is of another extent, and nothing came after them."""
+    a, b = cluster.pair(size="256M")
+    for replica in (a, b):
+        replica.allow(PEER_LOST, "crash|promot|log|parked")
+    extents = rng.sample(range(64), 12)
+    written = {extent * (4 << 20) + rng.randrange(1024) * 4096: rng.randbytes(4096) for extent in extents}
+    with a.client() as client:
+        for offset, content in written.items():
+            client.pwrite(content, offset)
+        cluster.kill_together(a, b)
+    b.serve()
+    b.promote()
+    with b.client() as client:
+        assert [offset for offset, content in written.items() if bytes(client.pread(4096, offset)) != content] == []
