@@ -70,7 +70,7 @@ def open_replica(
         if same_boot and found.crashed and superblock.disk is DiskState.UP_TO_DATE:
             try:
                 # First: the disk may have lost some of it, also where it seems to hold nothing.
-                store.parked.flush()
+                store.parked.check_no_write_lost()
                 parked = store.parked.read(superblock.log_epoch)
             except DeviceError as error:
                 log.error("what was parked may be lost: %s", error)

@@ -74,8 +74,6 @@ class Parking:
                 replica.persist_extents(extents)
                 for slot in list(self.writes):
                     self._apply(slot)
-            # Also where all were applied: no FLUSH of a peer does it any more.
-            replica.store.parked.flush()
 
     def give_up(self) -> None:
         """This side lacks what is left, and durably says so: no later start may bring it back. Raises DeviceError."""
@@ -83,7 +81,6 @@ class Parking:
             for slot in list(self.writes):
                 self._replica.store.parked.drop(slot)
                 del self.writes[slot]
-            self._replica.store.parked.flush()
 
     def _apply(self, slot: int) -> None:
         write = self.writes[slot]

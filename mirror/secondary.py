@@ -290,8 +290,6 @@ def _trim(replica: Replica, header: Header, _: memoryview) -> bytes:
 
 
 def _flush(replica: Replica, _header: Header, _: memoryview) -> bytes:
-    # First, or a slot that its disk still shows as taken could later come over what is stable now.
-    replica.store.parked.flush()
     replica.store.flush()
     return b""
 

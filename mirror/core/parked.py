@@ -14,8 +14,6 @@ for that: the peer learns which ones may be applied from what comes anyway, name
 Here are the numbers that the primary gives, and the slots of `DIR/parked` in which the peer keeps the writes, as bytes.
 What the file holds need not be durable: it outlives killed processes because the kernel has it, and counts in the boot
 in which it was written. So a slot is either whole, which its checksums tell, or of a write that nobody was answered.
-Only that a slot was emptied is durable before a flush is answered: newer data is stable then, and must not be
-overwritten.
 
 Promises: decode(encode(x)) == x. Other bytes than a slot's, or those of another life of the replica, are None; other
 words than news are a ProtocolError.

@@ -21,8 +21,6 @@ class ParkedFile:
     def __init__(self, path: Path, make: bool) -> None:
         """`make` it where it is missing, as it is in a replica of an older release. Raises DeviceError."""
         self.path = path
-        # Since the last flush; nobody knows of a start.
-        self._changed = True
         self._fd = self._open(make)
 
     def _open(self, make: bool) -> int | None:
@@ -76,7 +74,6 @@ class ParkedFile:
     def _write(self, slot: int, content: bytes) -> None:
         assert self._fd is not None, f"{self.path} was not made"
         assert 0 <= slot < PARKED_MAX, f"slot {slot} of {self.path}"
-        self._changed = True
         try:
             write_all(self._fd, content, slot * SLOT_BYTES)
         except OSError as error:
@@ -93,18 +90,17 @@ class ParkedFile:
         found = {slot: decode_slot(raw[slot * SLOT_BYTES :][:SLOT_BYTES], epoch) for slot in range(PARKED_MAX)}
         return {slot: write for slot, write in found.items() if write is not None}
 
-    def flush(self) -> None:
-        """What was kept or dropped since the last flush is durable when this returns. Raises DeviceError.
+    def check_no_write_lost(self) -> None:
+        """Raises DeviceError when the disk could not keep some of it: what is read may be of before then.
 
-        Not for the sake of what is parked: where a disk has forgotten what it was not told to keep, a start must not
-        find a slot taken that was emptied, and put it over newer data that is stable.
+        The kernel tells that once, so nobody else asks it to write the file back.
         """
-        if self._changed and self._fd is not None:
-            self._changed = False
-            try:
-                os.fdatasync(self._fd)
-            except OSError as error:
-                raise failed(self.path, "flush", error) from error
+        if self._fd is None:
+            return
+        try:
+            os.fdatasync(self._fd)
+        except OSError as error:
+            raise failed(self.path, "flush", error) from error
 
 
 def fill(fd: int) -> None:

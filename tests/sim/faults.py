@@ -363,7 +363,6 @@ FAULTS = (
     _fault(
         "a slot over newer data that is stable",
         ("mirror.opening:open_replica", "if same_boot and found.crashed and", "if found.crashed and"),
-        ("mirror.secondary:_flush", "replica.store.parked.flush()", "pass"),
         events=("power", "power-both", "slow-disk"),
         protocols="CCB",
     ),

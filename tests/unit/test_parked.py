@@ -537,7 +537,7 @@ def test_a_disk_that_lost_some_of_it_forgot(killed_with_one_parked: Path, monkey
     def refuse(self: ParkedFile) -> None:
         raise DeviceError("parked", "flush", errno.EIO, "Input/output error")
 
-    monkeypatch.setattr(ParkedFile, "flush", refuse)
+    monkeypatch.setattr(ParkedFile, "check_no_write_lost", refuse)
     replica = reopened(killed_with_one_parked, memory_kept=True)
     assert not replica.kept_memory
     assert replica.store.read(4096, 4096) == bytes(4096)
@@ -616,29 +616,6 @@ def test_what_touches_suspects_is_not_parked(tmp_path: Path, monkeypatch: pytest
         first.write(DATA, 4096, False)
         assert not session_of(first).ended
         assert_equal_copies(first, second)
-
-
-def test_a_flush_makes_emptied_slots_durable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Or a disk that forgets could have one put over newer data that is stable."""
-    with pair(tmp_path) as (first, second):
-        parked = second._replica.store.parked
-        first.write(DATA, 4096, False)
-        first.flush()
-        assert not parked._changed
-        first.write(OTHER, EXTENT_BYTES, False)
-        assert parked._changed
-        end_quietly(second)
-        assert not parked._changed
-
-
-def test_the_end_of_a_session_makes_them_durable_too(tmp_path: Path) -> None:
-    """The next primary may be this side, whose own flushes know nothing of slots."""
-    with pair(tmp_path) as (first, second):
-        first.write(DATA, 4096, False)
-        wait_parked(second, 0)
-        assert second._replica.store.parked._changed
-        end_quietly(second)
-        assert not second._replica.store.parked._changed
 
 
 def test_a_peer_that_was_told_that_nothing_can_be_parked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
