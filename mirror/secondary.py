@@ -165,9 +165,7 @@ class Receiver:
                 else:
                     self._parking.release(told)
             except DeviceError as error:
-                # These were answered, so that the end of the session has to tell.
-                self._disk_error(error)
-                self._session.end(str(error))
+                self._refused_late(error)
             except (LinkLost, ProtocolError) as error:
                 self._session.end(error.message)
             except Exception as bug:
@@ -221,9 +219,7 @@ class Receiver:
             try:
                 self._after_write(header)
             except DeviceError as error:
-                # Answered already, so the end of the session has to tell.
-                self._disk_error(error)
-                self._session.end(str(error))
+                self._refused_late(error)
         if measured and header.type in MEASURED:
             self._note(header, received_ns, applied_ns, time.perf_counter_ns() - began_ns - applied_ns)
 
@@ -261,6 +257,11 @@ class Receiver:
     def _disk_error(self, error: DeviceError) -> None:
         self._session.disk_trouble = True
         self._replica.drop_out(error)
+
+    def _refused_late(self, error: DeviceError) -> None:
+        """What the disk refused was answered already, so the end of the session has to tell."""
+        self._disk_error(error)
+        self._session.end(str(error))
 
 
 def _write(replica: Replica, header: Header, payload: memoryview) -> bytes:

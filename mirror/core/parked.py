@@ -8,7 +8,7 @@ for that: the peer learns which ones may be applied from what comes anyway, name
     another parked write   names the lowest number that is still open: all below may be applied; and takes the place of
                            the one that had its slot
     any other request      of blocks that overlap: the primary would not have sent it before
-    a flush                names all that are still open (ParkedNumbers.news), for it covers the others
+    a flush                names all that are still open (News), for it covers the others
     a notice               at times, the same words, for a primary that has nothing else to say
 
 Here are the numbers that the primary gives, and the slots of `DIR/parked` in which the peer keeps the writes, as bytes.

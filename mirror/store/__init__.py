@@ -2,9 +2,9 @@
 
 `DIR/meta` is the metadata (metadata_file.py says what it promises), `DIR/data` or a backing is the contents
 (data_file.py); `DIR/suspects` and `DIR/unproven` are maps (map_file.py), `DIR/parked` holds writes that are not to be
-applied yet (parked_file.py). Positioned system calls only, so threads
-share descriptors without locks; nothing is cached and nothing is copied. OSError becomes DeviceError with its errno, so
-that a full disk (ENOSPC) is not taken for a broken one.
+applied yet (parked_file.py). Positioned system calls only, so threads share descriptors without locks; nothing is
+cached and nothing is copied. OSError becomes DeviceError with its errno, so that a full disk (ENOSPC) is not taken for
+a broken one.
 
 `create_replica_files` allocates all metadata and writes it: a full filesystem can still be logged to.
 """
