@@ -5,12 +5,17 @@ arrive while one record is being written share the next one. The thread that fin
 writer; nobody waits for a thread of its own. An extent leaves the log only after a stabilisation: a flush on both
 replicas while connected, its dirty bits made durable otherwise; neither needs a slot (invariant log-never-deadlocks).
 It begins before the last slot is gone, beside the records that go on meanwhile; who finds none left waits for it.
+
+A flush of much that was written takes as long as the disk does, seconds it may be. Nobody waits so long for a slot:
+after a moment some extents give way with their dirty bits made durable, as where there is no peer. What that says too
+much, once the flush has ended, is mended then.
 """
 
 from collections.abc import Callable
 
 from mirror.core import layout
 from mirror.core.activity_log import NEED_STABLE
+from mirror.core.limits import LEFT_DIRTY_EXTENTS_MAX, LOG_ROOM_WAIT_S
 from mirror.replica import Replica
 from mirror.runtime import Lock
 
@@ -38,6 +43,9 @@ class LogWriter:
         self._stabilise = stabilise
         self._stabilise_beside = stabilise_beside
         self._making_room = False
+        self._making_room_since_s = 0.0
+        # Those that gave way with their dirty bits durable; a flush makes them stable.
+        self._left_dirty: set[int] = set()
         # In the order of arrival. Each sleeps on a lock of its own: woken all at once, most would only sleep again.
         self._waiting: list[_Waiting] = []
         # One of them writes a record, or waits for room.
@@ -106,24 +114,53 @@ class LogWriter:
             one.woken.release()
         if not self._making_room and replica.log.runs_short and replica.log.victims_waiting():
             self._making_room = True
+            self._making_room_since_s = replica.runtime.now_s()
             self._stabilise_beside()
 
     def _wait_for_room(self) -> None:
         """Until something changed about it. Called with the books held; lets them go meanwhile."""
         replica = self._replica
+        victims = replica.log.victims_waiting()
+        patience_s = LOG_ROOM_WAIT_S
         if self._making_room:
-            replica.changed.wait()
-        elif not replica.log.victims_waiting():
+            patience_s -= replica.runtime.now_s() - self._making_room_since_s
+        if not victims:
             # Running writes hold every slot: the next one that ends makes room.
             self.waits_for_release = True
             replica.changed.wait()
             self.waits_for_release = False
-        else:
+        elif not self._making_room:
             replica.books.release()
             try:
                 self._stabilise()
             finally:
                 replica.books.acquire()
+        elif patience_s > 0:
+            replica.changed.wait(patience_s)
+        else:
+            self._leave_dirty(victims[:LEFT_DIRTY_EXTENTS_MAX])
+
+    def _leave_dirty(self, extents: list[int]) -> None:
+        """Let these give way without a flush. Called with the books held; lets them go meanwhile."""
+        replica = self._replica
+        # One step: whatever ends later belongs to the next round, and its dirty bits are not durable yet.
+        number = replica.round
+        replica.round += 1
+        self._left_dirty.update(extents)
+        replica.books.release()
+        try:
+            replica.persist_extents(extents)
+        finally:
+            replica.books.acquire()
+        replica.log.left_dirty(extents, number)
+
+    def mend_left_dirty(self) -> None:
+        """Of what gave way so some is stable by now: let the durable bits say so. Raises DeviceError."""
+        replica = self._replica
+        with replica.books:
+            stable = [one for one in self._left_dirty if not replica.unstable.bits(one) | replica.flushing.bits(one)]
+            self._left_dirty.difference_update(stable)
+        replica.persist_extents(stable)
 
     def room_made(self) -> None:
         """What `stabilise_beside` began is over, well or not; called with the books held."""

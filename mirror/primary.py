@@ -723,6 +723,7 @@ class Primary:
         """Body of that thread: a request, so that no role changes and no log begins anew meanwhile."""
         try:
             self._stabilise()
+            self._log_writer.mend_left_dirty()
         except MirrorError as error:
             # Whoever needs room tries it himself, and is told.
             log.debug("no room was made ahead in the log: %s", error)

@@ -275,7 +275,8 @@ def _write(replica: Replica, header: Header, payload: memoryview) -> bytes:
             raise ProtocolError(f"compressed data of {len(data)} bytes for {header.length}")
         if crc32c(data) != header.number:
             raise ProtocolError(f"the data of message {header.sequence} is damaged once it is decompressed")
-    replica.store.write(data, header.offset, bool(header.flags & Flag.FUA))
+    flags = header.flags
+    replica.store.write(data, header.offset, bool(flags & Flag.FUA), bool(flags & Flag.RESYNC))
     return b""
 
 

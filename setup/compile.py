@@ -30,6 +30,7 @@ MODULES = (
     "mirror/core/range_lock.py",
     "mirror/core/spin.py",
     "mirror/core/stages.py",
+    "mirror/core/unflushed.py",
     "mirror/core/wire.py",
     "mirror/deferred.py",
     "mirror/flush.py",

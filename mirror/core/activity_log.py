@@ -25,7 +25,7 @@ size), an eviction per extent as it cools (a durable write each).
 import enum
 import itertools
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
 
@@ -249,6 +249,13 @@ class ActivityLog:
     def stable_through(self, flush_round: int) -> None:
         """All that was released with this round or an earlier one is stable on both, or durably dirty."""
         self._stable_round = max(self._stable_round, flush_round)
+
+    def left_dirty(self, extents: Iterable[int], flush_round: int) -> None:
+        """What was written to these with this round or an earlier one is durably dirty: they may give way."""
+        for extent in extents:
+            entry = self._hot.get(extent)
+            if entry is not None and entry.flush_round <= flush_round:
+                entry.flush_round = 0
 
     def victims_waiting(self) -> list[int]:
         """The extents that a stabilisation would free, least recently used first."""

@@ -53,6 +53,15 @@ NOTE_BYTES_MAX = 512
 # suspects are, and none is longer than a block.
 SUSPECT_PARTS_MAX = 128
 
+# How long a request waits for a flush to free slots of the log before extents give way with their dirty bits durable
+# instead: longer than a flush of what cold writes bring (2 to 5 ms), short beside what a client would call a stall.
+LOG_ROOM_WAIT_S = 0.01
+# Extents that give way so at a time: some dozen pages of the map, written together.
+LEFT_DIRTY_EXTENTS_MAX = 64
+# A flush of so much or more goes to the disk in pieces, with so much of it on its way: 5 ms and 3 ms of a quick disk.
+EVEN_FLUSH_BYTES = 8 * MIB
+WRITE_BACK_WINDOW_BYTES = 4 * MIB
+
 # Zeroes are written in pieces of this size where the file can't make holes: large enough that system calls don't count.
 ZERO_PIECE_BYTES = 1 * MIB
 # Descriptions of the data file for durable writes, one for each that runs: as many as nbdkit has worker threads a

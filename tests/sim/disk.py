@@ -5,6 +5,7 @@ durable: any of them, or a mixture of sectors, may be what a power cut leaves. A
 told once to each description that was open, then the pages count as clean although they never reached the disk.
 """
 
+import ctypes
 import errno
 import os as real_os
 import stat
@@ -19,6 +20,7 @@ SECTOR_BYTES = 512
 # Small limits make small records: they are torn in smaller units, or each would stand in one sector.
 RECORD_UNIT_BYTES = 8
 ZERO_PAGE = bytes(PAGE_BYTES)
+AWAIT_WRITE_BACK = 0x01
 KEEP_SIZE, PUNCH_HOLE, ZERO_RANGE = 0x01, 0x02, 0x10
 # None: a hole, which reads as zeroes.
 Page = bytes | None
@@ -300,9 +302,21 @@ class OsModule:
             raise
         file.make_durable(taken)
 
-    def sync_file_range(self, descriptor: int, offset: int, length: int, _flags: int) -> int:
-        """In place of libc's, as mirror.store.data_file calls it: a write-back. The next flush tells of its failure."""
-        file = self._described(descriptor).file
+    def sync_file_range(self, descriptor: int, offset: int, length: int, flags: int) -> int:
+        """In place of libc's, as mirror.store.data_file calls it: a write-back, or waiting for one.
+
+        Who waits is told of a failure as by a flush; else the next flush tells.
+        """
+        description = self._described(descriptor)
+        file = description.file
+        if flags & AWAIT_WRITE_BACK:
+            file.disk.take("await", 0.00005)
+            try:
+                self._tell(description)
+            except OSError as error:
+                ctypes.set_errno(error.errno)
+                return -1
+            return 0
         taken = file.snapshot(list(range(offset // PAGE_BYTES, -(-(offset + length) // PAGE_BYTES))))
         try:
             file.disk.take("flush", 0.00005)

@@ -88,6 +88,26 @@ FAULTS = (
         ("mirror.core.activity_log:ActivityLog.release", "assert entry.count > 0", "assert True"),
     ),
     _fault(
+        "extent gives way in a long flush, its dirty bits not durable",
+        ("mirror.log_writer:LogWriter._leave_dirty", "replica.persist_extents(extents)", "pass"),
+        events=("slow-disk", "power", "power-both", "stall-disk", "cut"),
+    ),
+    _fault(
+        "extent gives way in a long flush, with writes since its bits were made durable",
+        (
+            "mirror.log_writer:LogWriter._leave_dirty",
+            "replica.log.left_dirty(extents, number)",
+            "replica.log.left_dirty(extents, 1 << 60)",
+        ),
+        events=("slow-disk", "power", "power-both", "stall-disk", "cut"),
+        narrow=True,
+    ),
+    _fault(
+        "what a write-back says when it is awaited is ignored",
+        ("mirror.store.data_file:DataFile._await_write_back", "if number not in _NOTHING_LOST:", "if False:"),
+        events=("fail-flush", "power", "power-both", "kill"),
+    ),
+    _fault(
         "a log that begins anew forgets what is not stable",
         ("mirror.log_sizer:leave_nothing_behind", "replica.persist_map()", "pass"),
         ("mirror.log_sizer:LogSizer.change", "primary.session is not None", "False"),

@@ -119,9 +119,9 @@ def watch_writes(volume: Volume, monkeypatch: pytest.MonkeyPatch) -> list[bytes]
     store = volume._replica.store
     really_write, written = store.write, list[bytes]()
 
-    def write(data: memoryview, offset: int, durable: bool) -> None:
+    def write(data: memoryview, *where: Any) -> None:
         written.append(bytes(data))
-        really_write(data, offset, durable)
+        really_write(data, *where)
 
     monkeypatch.setattr(store, "write", write)
     return written

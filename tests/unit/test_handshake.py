@@ -487,11 +487,11 @@ def test_a_disk_that_hangs_holds_nobody_else_up_however_often_the_peer_comes_bac
             assert time.monotonic() < end_s
             released.wait(0.02)
 
-        def stuck_write(data: memoryview, offset: int, fua: bool) -> None:
+        def stuck_write(data: memoryview, offset: int, *how: bool) -> None:
             if not offset:
                 hangs.set()
                 released.wait(PATIENCE_S)
-            write(data, offset, fua)
+            write(data, offset, *how)
 
         monkeypatch.setattr(first._replica.store, "write", stuck_write)
         stuck = threading.Thread(target=first.write, args=(block, 0, False))

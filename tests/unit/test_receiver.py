@@ -17,6 +17,9 @@ def test_a_bug_ends_the_session_and_the_next_one_is_well(
 ) -> None:
     with pair(tmp_path) as (first, second):
         session, applying = session_of(first), session_of(second)
+        # Its extent is hot from now on, so that no write is parked: those the end of the session would apply once more.
+        first._primary.write(DATA, 0, False)
+        first._primary.flush()
         with monkeypatch.context() as patch:
 
             def fail(*_: Any) -> None:

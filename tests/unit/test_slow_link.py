@@ -64,9 +64,9 @@ def test_a_disk_that_takes_all_and_answers_nothing_is_given_up(tmp_path: Path, m
         session, answers = session_of(first), threading.Event()
         really = second._replica.store.write
 
-        def write(data: memoryview, offset: int, durable: bool) -> None:
+        def write(data: memoryview, offset: int, *how: bool) -> None:
             assert answers.wait(PATIENCE_S)
-            really(data, offset, durable)
+            really(data, offset, *how)
 
         monkeypatch.setattr(second._replica.store, "write", write)
         first.write(memoryview(bytes(MIB)), 0, False)

@@ -279,7 +279,7 @@ def test_the_kernel_forgets_a_failed_write_back_and_the_store_does_not(lying_dev
     store = Store.open(directory, lying_device, 16 * MIB)
     held = os.open(lying_device, os.O_RDWR)
     try:
-        store.write(os.urandom(8 * MIB), 0)
+        store.write(os.urandom(4 * MIB), 0)
         with pytest.raises(DeviceError) as caught:
             store.flush()
         assert caught.value.errno in (codes.EIO, codes.ENOSPC)
@@ -307,6 +307,20 @@ def test_a_durable_write_whose_write_back_fails_is_an_error(lying_device: Path, 
             store.write(os.urandom(8 * MIB), 0, True)
         with pytest.raises(DeviceError):
             store.flush()
+    finally:
+        store.close()
+
+
+def test_a_flush_of_much_whose_write_back_fails_is_an_error(lying_device: Path, tmp_path: Path) -> None:
+    directory = tmp_path / "replica"
+    directory.mkdir()
+    create_replica_files(directory, 16 * MIB, lying_device, SUPERBLOCK)
+    store = Store.open(directory, lying_device, 16 * MIB)
+    try:
+        store.write(os.urandom(12 * MIB), 0)
+        for _ in range(3):
+            with pytest.raises(DeviceError):
+                store.flush()
     finally:
         store.close()
 

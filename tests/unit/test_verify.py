@@ -340,9 +340,9 @@ def test_a_read_error_is_mended_from_the_peer_and_nothing_beside_it(
                 raise DeviceError("data", "read", errno.EIO, "Input/output error")
             read_into(buffer, offset)
 
-        def write(buffer: memoryview, offset: int, durable: bool = False) -> None:
+        def write(buffer: memoryview, offset: int, *how: bool) -> None:
             bad[0] = bad[0] and offset != 9 * 4096
-            store_write(buffer, offset, durable)
+            store_write(buffer, offset, *how)
 
         store_write = store.write
         monkeypatch.setattr(store, "read_into", read)
@@ -364,10 +364,10 @@ def test_a_repair_that_finds_the_peers_disk_full_ends_the_session(
         verify(first)
         write, full = second._replica.store.write, [True]
 
-        def refuse(buffer: memoryview, offset: int, durable: bool = False) -> None:
+        def refuse(buffer: memoryview, offset: int, *how: bool) -> None:
             if full[0]:
                 raise DeviceError("data", "write", errno.ENOSPC, "No space left on device")
-            write(buffer, offset, durable)
+            write(buffer, offset, *how)
 
         monkeypatch.setattr(second._replica.store, "write", refuse)
         session = session_of(first)

@@ -1,0 +1,112 @@
+"""A cold write does not wait for a flush that takes long: extents give way with their dirty bits durable."""
+
+import errno
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from mirror.core import layout
+from mirror.core.dirty_map import DirtyMap
+from mirror.core.errors import DeviceError
+from mirror.core.limits import EXTENT_BYTES, EXTENTS_PER_PAGE, LOG_SLOTS_MIN
+from mirror.core.states import DiskState
+from nbd_server.volume import Volume
+from tests.pair import PATIENCE_S, pair, session_of
+
+DATA = memoryview(b"\x3c" * 4096)
+SIZE_BYTES = 4 * LOG_SLOTS_MIN * EXTENT_BYTES
+
+
+class HeldFlush:
+    """A disk whose flushes take until they are `released`."""
+
+    def __init__(self, volume: Volume, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.begun, self.released = threading.Event(), threading.Event()
+        self._flush = volume._replica.store.flush
+        monkeypatch.setattr(volume._replica.store, "flush", self)
+
+    def __call__(self) -> None:
+        self.begun.set()
+        assert self.released.wait(PATIENCE_S)
+        self._flush()
+
+
+@pytest.fixture
+def volumes(tmp_path: Path) -> Iterator[tuple[Volume, Volume]]:
+    with pair(tmp_path, size_bytes=SIZE_BYTES, activity_log_extents=LOG_SLOTS_MIN) as both:
+        yield both
+
+
+def durably_dirty(volume: Volume) -> DirtyMap:
+    """What its metadata file says."""
+    found = DirtyMap(SIZE_BYTES)
+    for page, raw in volume._replica.store.read_map():
+        for extent, bits in enumerate(layout.decode_map_page(raw, page), page * EXTENTS_PER_PAGE):
+            if bits:
+                found.set_bits(extent, bits)
+    return found
+
+
+def write_to(volume: Volume, extents: range) -> None:
+    for extent in extents:
+        volume.write(DATA, extent * EXTENT_BYTES, False)
+
+
+@pytest.mark.parametrize("side", [0, 1], ids=["own disk", "peer's disk"])
+def test_cold_writes_go_on_beside_a_flush_that_hangs(
+    volumes: tuple[Volume, Volume], monkeypatch: pytest.MonkeyPatch, side: int
+) -> None:
+    first, _ = volumes
+    replica, log = first._replica, first._replica.log
+    held = HeldFlush(volumes[side], monkeypatch)
+    extents = range(3 * LOG_SLOTS_MIN)
+    writer = threading.Thread(target=write_to, args=(first, extents))
+    writer.start()
+    writer.join(PATIENCE_S / 2)
+    assert not writer.is_alive(), "they wait for the flush"
+    assert held.begun.is_set()
+    assert not held.released.is_set()
+    # Whatever left the log while it was not stable on both is durably dirty (invariant log-before-write).
+    on_disk = durably_dirty(first)
+    gone = [extent for extent in extents if extent not in log.hot_extents()]
+    assert len(gone) >= len(extents) - LOG_SLOTS_MIN
+    assert all(on_disk.is_dirty(extent * EXTENT_BYTES, 4096) for extent in gone)
+    held.released.set()
+    with replica.books:
+        assert replica.changed.wait_for(lambda: not first._primary._log_writer._making_room, PATIENCE_S)
+    first.flush()
+    assert session_of(first).ended is False
+    # What the flush made stable is not dirty any more, on disk either, once the thread that made room has ended.
+    write_to(first, range(3 * LOG_SLOTS_MIN, 4 * LOG_SLOTS_MIN))
+    with replica.books:
+        assert replica.changed.wait_for(lambda: not first._primary._log_writer._making_room, PATIENCE_S)
+    assert not first._primary._log_writer._left_dirty
+    assert not any(durably_dirty(first).is_dirty(extent * EXTENT_BYTES, 4096) for extent in gone)
+
+
+def test_a_map_that_can_not_be_written_fails_the_replica(
+    volumes: tuple[Volume, Volume], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And the volume goes on through the peer, as when its log can't be written."""
+    first, second = volumes
+    held = HeldFlush(second, monkeypatch)
+    store = first._replica.store
+
+    def refuse(_pages: object) -> None:
+        raise DeviceError("meta", "write", errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(store, "write_map_pages", refuse)
+    monkeypatch.setattr(first._replica._durable, "_write", refuse)
+    writer = threading.Thread(target=write_to, args=(first, range(3 * LOG_SLOTS_MIN)))
+    writer.start()
+    assert held.begun.wait(PATIENCE_S)
+    writer.join(PATIENCE_S / 2)
+    held.released.set()
+    writer.join(PATIENCE_S)
+    assert not writer.is_alive()
+    assert first._replica.disk_state(True) is DiskState.FAILED
+    whole = memoryview(bytearray(4096))
+    first.read_into(whole, (3 * LOG_SLOTS_MIN - 1) * EXTENT_BYTES)
+    assert whole == DATA
