@@ -40,6 +40,8 @@ class DurableMap:
                 bitmaps = bitmaps_of(page)
                 if bitmaps != self._pages.get(page, CLEAN_PAGE):
                     changed[page] = bitmaps
+            # Until they are durable, nothing equals them: of a failed write either may be there.
+            self._pages.update((page, []) for page in changed)
             self._write((page, self._encode(page, bitmaps)) for page, bitmaps in changed.items())
             for page, bitmaps in changed.items():
                 if any(bitmaps):

@@ -44,6 +44,9 @@ class LogWriter:
         self._stabilise_beside = stabilise_beside
         self._making_room = False
         self._making_room_since_s = 0.0
+        self._room_failed = False
+        # What it took of late to make dirty bits durable.
+        self._leave_took_s = 0.0
         # Those that gave way with their dirty bits durable; a flush makes them stable.
         self._left_dirty: set[int] = set()
         # In the order of arrival. Each sleeps on a lock of its own: woken all at once, most would only sleep again.
@@ -113,15 +116,20 @@ class LogWriter:
             one.granted = True
             one.woken.release()
         if not self._making_room and replica.log.runs_short and replica.log.victims_waiting():
-            self._making_room = True
-            self._making_room_since_s = replica.runtime.now_s()
-            self._stabilise_beside()
+            self._begin_beside()
+
+    def _begin_beside(self) -> None:
+        """Begin to make room; called with the books held."""
+        self._making_room = True
+        self._making_room_since_s = self._replica.runtime.now_s()
+        self._stabilise_beside()
 
     def _wait_for_room(self) -> None:
         """Until something changed about it. Called with the books held; lets them go meanwhile."""
         replica = self._replica
         victims = replica.log.victims_waiting()
-        patience_s = LOG_ROOM_WAIT_S
+        # On a disk that seeks a flush always takes longer, and so do dozens of pages of the map: leaving would not pay.
+        patience_s = max(LOG_ROOM_WAIT_S, 2 * self._leave_took_s)
         if self._making_room:
             patience_s -= replica.runtime.now_s() - self._making_room_since_s
         if not victims:
@@ -129,7 +137,11 @@ class LogWriter:
             self.waits_for_release = True
             replica.changed.wait()
             self.waits_for_release = False
+        elif not self._making_room and not self._room_failed:
+            self._begin_beside()
         elif not self._making_room:
+            # It could not begin beside, or it failed: whoever needs room tries himself, and is told.
+            self._room_failed = False
             replica.books.release()
             try:
                 self._stabilise()
@@ -147,11 +159,13 @@ class LogWriter:
         number = replica.round
         replica.round += 1
         self._left_dirty.update(extents)
+        since_s = replica.runtime.now_s()
         replica.books.release()
         try:
             replica.persist_extents(extents)
         finally:
             replica.books.acquire()
+        self._leave_took_s = replica.runtime.now_s() - since_s
         replica.log.left_dirty(extents, number)
 
     def mend_left_dirty(self) -> None:
@@ -162,7 +176,9 @@ class LogWriter:
             self._left_dirty.difference_update(stable)
         replica.persist_extents(stable)
 
-    def room_made(self) -> None:
-        """What `stabilise_beside` began is over, well or not; called with the books held."""
+    def room_made(self, well: bool) -> None:
+        """What `stabilise_beside` began is over, or could not begin; called with the books held."""
         self._making_room = False
+        self._leave_took_s /= 2
+        self._room_failed = not well
         self._replica.changed.notify_all()

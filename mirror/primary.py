@@ -715,14 +715,16 @@ class Primary:
         except OperatorError as error:
             # Whoever needs room makes it himself.
             log.debug("no room is made ahead in the log: %s", error)
-            self._log_writer.room_made()
+            self._log_writer.room_made(False)
         else:
             self._active += 1
 
     def _make_room(self) -> None:
         """Body of that thread: a request, so that no role changes and no log begins anew meanwhile."""
+        well = False
         try:
             self._stabilise()
+            well = True
             self._log_writer.mend_left_dirty()
         except MirrorError as error:
             # Whoever needs room tries it himself, and is told.
@@ -730,7 +732,7 @@ class Primary:
         finally:
             with self._books:
                 self._active -= 1
-                self._log_writer.room_made()
+                self._log_writer.room_made(well)
 
     def wait_applied(self) -> None:
         """Under A and B: until the peer has applied every write answered so far, or the session ended."""

@@ -31,6 +31,8 @@ class Unflushed:
         self._bytes += length
         touched = self._touched
         extent, last = offset // EXTENT_BYTES, (offset + length - 1) // EXTENT_BYTES
+        # One that grows at this moment may be shorter.
+        last = min(last, 8 * len(touched) - 1)
         while extent <= last:
             touched[extent >> 3] |= 1 << (extent & 7)
             extent += 1
@@ -49,6 +51,8 @@ class Unflushed:
         found = ExtentSet(8 * len(touched))
         found.update_bits(0, int.from_bytes(touched, "little"))
         extents = list(found)
+        if not extents:
+            return [], 0
         # What was written twice counts twice: at most a whole extent.
         bytes_each = min(written_bytes // len(extents), EXTENT_BYTES)
         return extents, max(1, WRITE_BACK_WINDOW_BYTES // bytes_each)

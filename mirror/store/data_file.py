@@ -146,8 +146,8 @@ class DataFile:
                 f"{self.path} holds {self.file_bytes} bytes, the volume has {size_bytes}: it was truncated or replaced",
                 remedy="restore it, or make a new replica with `nbdmirror create --join` beside a good peer",
             )
-        self.size_bytes = size_bytes
         self._unflushed.grow(size_bytes)
+        self.size_bytes = size_bytes
 
     def check_room(self, size_bytes: int) -> None:
         """Raises OperatorError when a volume of this size does not fit."""
@@ -296,11 +296,14 @@ class DataFile:
             return False
 
     def _await_write_back(self, offset: int, length: int) -> bool:
-        """Whether it was awaited. Called with the flush lock held: it takes the news of a failure from the flush."""
+        """Whether it was awaited. Called with the flush lock held: it takes the news of a failure from the flush.
+
+        That may be any error, the one that the write-back met: none of itself but where there is no such call.
+        """
         if not _libc_sync_file_range(self.data_fd, offset, length, _AWAIT_WRITE_BACK):
             return True
         number = ctypes.get_errno()
-        if number not in _NOTHING_LOST:
+        if number != codes.ENOSYS:
             self._lost = ("flush", OSError(number, os.strerror(number)))
             self._raise_lost()
         return False

@@ -104,7 +104,7 @@ FAULTS = (
     ),
     _fault(
         "what a write-back says when it is awaited is ignored",
-        ("mirror.store.data_file:DataFile._await_write_back", "if number not in _NOTHING_LOST:", "if False:"),
+        ("mirror.store.data_file:DataFile._await_write_back", "if number != codes.ENOSYS:", "if False:"),
         events=("fail-flush", "power", "power-both", "kill"),
     ),
     _fault(

@@ -4,6 +4,7 @@ import errno
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -110,3 +111,64 @@ def test_a_map_that_can_not_be_written_fails_the_replica(
     whole = memoryview(bytearray(4096))
     first.read_into(whole, (3 * LOG_SLOTS_MIN - 1) * EXTENT_BYTES)
     assert whole == DATA
+
+
+def await_room(volume: Volume) -> None:
+    """Until no thread makes room in its log."""
+    replica = volume._replica
+    with replica.books:
+        assert replica.changed.wait_for(lambda: not volume._primary._log_writer._making_room, PATIENCE_S)
+
+
+@pytest.mark.parametrize("side", [0, 1], ids=["own disk", "peer's disk"])
+def test_nor_does_the_first_cold_write_after_hot_ones_over_the_whole_log(
+    volumes: tuple[Volume, Volume], monkeypatch: pytest.MonkeyPatch, side: int
+) -> None:
+    """Nobody makes room then, and nothing in the log is stable."""
+    first, _ = volumes
+    log = first._replica.log
+    write_to(first, range(2 * LOG_SLOTS_MIN - 1, -1, -2))
+    await_room(first)
+    first.flush()
+    for extent in sorted(log.hot_extents()):
+        write_to(first, range(extent, extent + 1))
+    await_room(first)
+    assert len(log.victims_waiting()) == LOG_SLOTS_MIN
+    held = HeldFlush(volumes[side], monkeypatch)
+    writer = threading.Thread(target=write_to, args=(first, range(3 * LOG_SLOTS_MIN, 3 * LOG_SLOTS_MIN + 1)))
+    writer.start()
+    writer.join(PATIENCE_S / 2)
+    assert not writer.is_alive(), "it waits for the flush"
+    assert held.begun.is_set()
+    held.released.set()
+
+
+def test_bits_whose_mending_failed_are_written_again(
+    volumes: tuple[Volume, Volume], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a write that failed the disk may have either: an extent that leaves again must not rely on the former bits."""
+    first, _ = volumes
+    primary, replica = first._primary, first._replica
+    writer = primary._log_writer
+
+    def leave() -> bool:
+        write_to(first, range(40, 41))
+        with replica.books:
+            assert 40 in replica.log.victims_waiting()
+            writer._leave_dirty([40])
+        return durably_dirty(first).is_dirty(40 * EXTENT_BYTES, 4096)
+
+    assert leave()
+    first.flush()
+    really = replica._durable._write
+
+    def fail_late(pages: Any) -> None:
+        really(pages)
+        raise DeviceError("meta", "write", errno.EIO, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(replica._durable, "_write", fail_late)
+        with pytest.raises(DeviceError):
+            writer.mend_left_dirty()
+    assert not durably_dirty(first).is_dirty(40 * EXTENT_BYTES, 4096)
+    assert leave()

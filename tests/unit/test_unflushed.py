@@ -112,11 +112,19 @@ def test_a_flush_of_much_has_never_more_than_a_window_on_its_way(store: Store, m
     assert not disk.calls
 
 
-@pytest.mark.parametrize("what", [BEGIN, AWAIT])
-def test_what_is_lost_in_a_piece_is_lost_for_good(store: Store, monkeypatch: pytest.MonkeyPatch, what: str) -> None:
-    """The call that waits takes the news of a failed write-back from the flush behind it (invariant flush)."""
+@pytest.mark.parametrize(
+    ("what", "number"),
+    [(BEGIN, errno.EIO), *((AWAIT, one) for one in (errno.EIO, errno.ENOSPC, errno.ENOMEM, errno.EAGAIN, errno.EPERM))],
+)
+def test_what_is_lost_in_a_piece_is_lost_for_good(
+    store: Store, monkeypatch: pytest.MonkeyPatch, what: str, number: int
+) -> None:
+    """The call that waits takes the news of a failed write-back from the flush behind it (invariant flush).
+
+    Linux tells the very error that the write-back met.
+    """
     disk = Disk(monkeypatch)
-    disk.refuses = {what: errno.EIO}
+    disk.refuses = {what: number}
     write_much(store)
     for _ in range(2):
         with pytest.raises(DeviceError):
