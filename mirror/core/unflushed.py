@@ -31,11 +31,12 @@ class Unflushed:
         self._bytes += length
         touched = self._touched
         extent, last = offset // EXTENT_BYTES, (offset + length - 1) // EXTENT_BYTES
-        # One that grows at this moment may be shorter.
-        last = min(last, 8 * len(touched) - 1)
-        while extent <= last:
-            touched[extent >> 3] |= 1 << (extent & 7)
-            extent += 1
+        try:
+            while extent <= last:
+                touched[extent >> 3] |= 1 << (extent & 7)
+                extent += 1
+        except IndexError:
+            pass  # it grows at this moment
 
     def take(self) -> tuple[list[int], int]:
         """A flush begins: the extents to be written back before it, and how many of them may be on their way at once.
