@@ -7,8 +7,8 @@ replicas while connected, its dirty bits made durable otherwise; neither needs a
 It begins before the last slot is gone, beside the records that go on meanwhile; who finds none left waits for it.
 
 A flush of much that was written takes as long as the disk does, seconds it may be. Nobody waits so long for a slot:
-after a moment some extents give way with their dirty bits made durable, as where there is no peer. What that says too
-much, once the flush has ended, is mended then.
+after a moment some extents give way with their dirty bits made durable, as where there is no peer. Once a flush
+has made them stable these say too much, which is mended by whoever makes room.
 """
 
 from collections.abc import Callable

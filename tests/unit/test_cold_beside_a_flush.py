@@ -55,12 +55,19 @@ def write_to(volume: Volume, extents: range) -> None:
         volume.write(DATA, extent * EXTENT_BYTES, False)
 
 
+def await_room(volume: Volume) -> None:
+    """Until no thread makes room in its log."""
+    replica = volume._replica
+    with replica.books:
+        assert replica.changed.wait_for(lambda: not volume._primary._log_writer._making_room, PATIENCE_S)
+
+
 @pytest.mark.parametrize("side", [0, 1], ids=["own disk", "peer's disk"])
 def test_cold_writes_go_on_beside_a_flush_that_hangs(
     volumes: tuple[Volume, Volume], monkeypatch: pytest.MonkeyPatch, side: int
 ) -> None:
     first, _ = volumes
-    replica, log = first._replica, first._replica.log
+    log = first._replica.log
     held = HeldFlush(volumes[side], monkeypatch)
     extents = range(3 * LOG_SLOTS_MIN)
     writer = threading.Thread(target=write_to, args=(first, extents))
@@ -75,14 +82,12 @@ def test_cold_writes_go_on_beside_a_flush_that_hangs(
     assert len(gone) >= len(extents) - LOG_SLOTS_MIN
     assert all(on_disk.is_dirty(extent * EXTENT_BYTES, 4096) for extent in gone)
     held.released.set()
-    with replica.books:
-        assert replica.changed.wait_for(lambda: not first._primary._log_writer._making_room, PATIENCE_S)
+    await_room(first)
     first.flush()
     assert session_of(first).ended is False
     # What the flush made stable is not dirty any more, on disk either, once the thread that made room has ended.
     write_to(first, range(3 * LOG_SLOTS_MIN, 4 * LOG_SLOTS_MIN))
-    with replica.books:
-        assert replica.changed.wait_for(lambda: not first._primary._log_writer._making_room, PATIENCE_S)
+    await_room(first)
     assert not first._primary._log_writer._left_dirty
     assert not any(durably_dirty(first).is_dirty(extent * EXTENT_BYTES, 4096) for extent in gone)
 
@@ -111,13 +116,6 @@ def test_a_map_that_can_not_be_written_fails_the_replica(
     whole = memoryview(bytearray(4096))
     first.read_into(whole, (3 * LOG_SLOTS_MIN - 1) * EXTENT_BYTES)
     assert whole == DATA
-
-
-def await_room(volume: Volume) -> None:
-    """Until no thread makes room in its log."""
-    replica = volume._replica
-    with replica.books:
-        assert replica.changed.wait_for(lambda: not volume._primary._log_writer._making_room, PATIENCE_S)
 
 
 @pytest.mark.parametrize("side", [0, 1], ids=["own disk", "peer's disk"])

@@ -272,11 +272,19 @@ def lying_device(small_filesystem: Path) -> Iterator[Path]:
     losetup("--detach", device)
 
 
-def test_the_kernel_forgets_a_failed_write_back_and_the_store_does_not(lying_device: Path, tmp_path: Path) -> None:
+@pytest.fixture
+def lying_store(lying_device: Path, tmp_path: Path) -> Iterator[Store]:
+    """One whose data is on that device."""
     directory = tmp_path / "replica"
     directory.mkdir()
     create_replica_files(directory, 16 * MIB, lying_device, SUPERBLOCK)
     store = Store.open(directory, lying_device, 16 * MIB)
+    yield store
+    store.close()
+
+
+def test_the_kernel_forgets_a_failed_write_back_and_the_store_does_not(lying_device: Path, lying_store: Store) -> None:
+    store = lying_store
     held = os.open(lying_device, os.O_RDWR)
     try:
         store.write(os.urandom(4 * MIB), 0)
@@ -294,35 +302,20 @@ def test_the_kernel_forgets_a_failed_write_back_and_the_store_does_not(lying_dev
             store.write(b"x", 0, True)
     finally:
         os.close(held)
-        store.close()
 
 
-def test_a_durable_write_whose_write_back_fails_is_an_error(lying_device: Path, tmp_path: Path) -> None:
-    directory = tmp_path / "replica"
-    directory.mkdir()
-    create_replica_files(directory, 16 * MIB, lying_device, SUPERBLOCK)
-    store = Store.open(directory, lying_device, 16 * MIB)
-    try:
+def test_a_durable_write_whose_write_back_fails_is_an_error(lying_store: Store) -> None:
+    with pytest.raises(DeviceError):
+        lying_store.write(os.urandom(8 * MIB), 0, True)
+    with pytest.raises(DeviceError):
+        lying_store.flush()
+
+
+def test_a_flush_of_much_whose_write_back_fails_is_an_error(lying_store: Store) -> None:
+    lying_store.write(os.urandom(12 * MIB), 0)
+    for _ in range(3):
         with pytest.raises(DeviceError):
-            store.write(os.urandom(8 * MIB), 0, True)
-        with pytest.raises(DeviceError):
-            store.flush()
-    finally:
-        store.close()
-
-
-def test_a_flush_of_much_whose_write_back_fails_is_an_error(lying_device: Path, tmp_path: Path) -> None:
-    directory = tmp_path / "replica"
-    directory.mkdir()
-    create_replica_files(directory, 16 * MIB, lying_device, SUPERBLOCK)
-    store = Store.open(directory, lying_device, 16 * MIB)
-    try:
-        store.write(os.urandom(12 * MIB), 0)
-        for _ in range(3):
-            with pytest.raises(DeviceError):
-                store.flush()
-    finally:
-        store.close()
+            lying_store.flush()
 
 
 def test_what_a_write_back_loses_at_its_beginning_is_no_secret(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
