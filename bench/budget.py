@@ -163,7 +163,8 @@ def waterfall(values: Mapping[str, float]) -> list[Step]:
     both = max(us("total") - us("range") - us("log") - us("flush") - us("interpreter"), us("own_disk"))
     way = max(0.0, both - known) / 2
     found.append(Step("own disk", at, us("own_disk")))
-    begin = at
+    # A flush that was sent with the write before it is over, or nearly, when it is asked for.
+    begin = max(0.0, at + min(0.0, both - known))
     for name, length in (
         ("send, way there, waking", way),
         ("peer: receive", us("peer_receive")),

@@ -3,6 +3,8 @@
 A write, a zero and a trim differ in nothing else, so every protocol takes the same object.
 """
 
+from typing import TYPE_CHECKING
+
 from mirror.batches import Awaited, Batches
 from mirror.core.errors import DeviceError, LinkLost
 from mirror.core.limits import PARKED_BYTES_MAX
@@ -14,6 +16,9 @@ from mirror.runtime import Lock
 from mirror.session import Session
 from mirror.spans import Span
 from mirror.store import Store
+
+if TYPE_CHECKING:
+    from mirror.flush import FlushRounds
 
 # Twice the pages of databases.
 TYPICAL_BYTES_MAX = 16 * 1024
@@ -30,7 +35,17 @@ class Change(Running):
     in: whatever happens to the payload from then on, in this process or on the way, the peer sees it before it writes.
     """
 
-    __slots__ = ("awaited", "flags", "message_type", "parked_as", "parked_in", "payload", "payload_crc", "stream")
+    __slots__ = (
+        "awaited",
+        "flags",
+        "flush_behind",
+        "message_type",
+        "parked_as",
+        "parked_in",
+        "payload",
+        "payload_crc",
+        "stream",
+    )
 
     def __init__(
         self,
@@ -53,6 +68,8 @@ class Change(Running):
         self.parked_as = 0
         self.stream: Stream | None = None
         self.awaited: Awaited | None = None
+        # On the stream, behind what is asked for here.
+        self.flush_behind = False
 
     @property
     def is_typical(self) -> bool:
@@ -70,15 +87,17 @@ class Change(Running):
         small = 0 < self.length <= PARKED_BYTES_MAX
         return small and self.message_type is MessageType.WRITE and not self.flags & Flag.FUA
 
+    def _request(self, flags: int, number: int) -> Request:
+        flags |= self.flags
+        return Request(self.message_type, flags, self.offset, self.length, self.payload, self.payload_crc, number)
+
     def queue_for_peer(self, batches: Batches, done: Lock, flags: int = 0, number: int = 0) -> None:
         """Send it together with others. When the session has ended no answer is awaited."""
         span = self.span
         if span is not None:
             flags |= Flag.TIMED
             span.lap(INTERPRETER)
-        flags |= self.flags
-        request = Request(self.message_type, flags, self.offset, self.length, self.payload, self.payload_crc, number)
-        awaited = Awaited(request, done)
+        awaited = Awaited(self._request(flags, number), done)
         try:
             batches.put(awaited)
         except LinkLost:
@@ -87,11 +106,13 @@ class Change(Running):
         if span is not None:
             span.lap(SEND)
 
-    def ask_peer(self, session: Session, flags: int = 0, number: int = 0, lent: bool = True) -> Stream | None:
+    def ask_peer(
+        self, session: Session, flags: int = 0, number: int = 0, lent: bool = True, flushes: "FlushRounds | None" = None
+    ) -> Stream | None:
         """Send it; the answer comes on the stream returned. None when the link is lost: the session has ended then.
 
         `number`: what `flags` say. `lent`: the client is not answered, so its buffer is not used again, before the peer
-        has the payload.
+        has the payload. `flushes`: the flush that follows may go with it.
         """
         span = self.span
         if span is not None:
@@ -100,16 +121,20 @@ class Change(Running):
         self.waits_for = LINK
         try:
             stream = session.borrow()
-            stream.send(
-                self.message_type,
-                self.flags | flags,
-                self.offset,
-                self.length,
-                self.payload,
-                number=number,
-                payload_crc=self.payload_crc,
-                lent=lent,
-            )
+            if flushes is not None and session.only_one_lent():
+                stream.send_requests((self._request(flags, number), flushes.ahead(session)))
+                self.flush_behind = True
+            else:
+                stream.send(
+                    self.message_type,
+                    self.flags | flags,
+                    self.offset,
+                    self.length,
+                    self.payload,
+                    number=number,
+                    payload_crc=self.payload_crc,
+                    lent=lent,
+                )
         except LinkLost as lost:
             session.end(lost.message)
             return None

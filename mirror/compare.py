@@ -28,7 +28,6 @@ class Comparer:
         self._primary = primary
         self._replica = primary.replica
         self._session = session
-        self._stream: Stream | None = None
 
     def compare(self, offset: int, length: int) -> Runs:
         """The runs in which the copies differ; they are suspects now, not durably yet.
@@ -109,9 +108,13 @@ class Comparer:
                 raise LinkLost(self._session.reason)
             if self._primary.peer_only:
                 raise PeerError("this replica's disk is Failed, so there is nothing to compare the peer's copy with")
-            if self._stream is None:
-                self._stream = self._session.borrow_sync()
-            yield self._stream
+            stream = self._session.borrow_sync()
+            try:
+                yield stream
+            finally:
+                # One that owes an answer is of no more use.
+                if not stream.owed:
+                    self._session.give_back_sync(stream)
 
     def _answer(self, stream: Stream, verb: str, offset: int) -> memoryview:
         header, payload = stream.receive_answer()

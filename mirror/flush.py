@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 from mirror.core.errors import DeviceError, LinkLost, MirrorError, PeerError, ProtocolError
 from mirror.core.parked import encode_news
 from mirror.core.stages import ANSWER, DISK, FLUSH, LINK, OWN_DISK, ROUND, SEND
-from mirror.core.wire import Flag, MessageType
+from mirror.core.wire import Flag, MessageType, crc32c
+from mirror.link import Request
 from mirror.running import Running
 from mirror.spans import Span
 
@@ -113,15 +114,36 @@ class FlushRounds:
                 replica.flushing.clear_all()
                 replica.log.stable_through(number)
 
+    def ahead(self, session: "Session") -> Request:
+        """The peer's part of the round that will follow a write, to be sent behind it on its stream.
+
+        It stands for that round if it covers all that was answered when the round begins: nothing else was under way
+        when it was sent, and nothing was begun since (Session.only_one_lent, take_ahead).
+        """
+        payload = self._news(session)
+        return Request(MessageType.FLUSH, Flag.SPIN | Flag.TIMED, 0, 0, payload, crc32c(payload) if payload else 0)
+
+    def _news(self, session: "Session") -> bytes:
+        with self._primary.replica.books:
+            news = session.parked.flush_says()
+        return b"" if news is None else encode_news(news)
+
     def _ask_peer(self, session: "Session | None", alone: bool, span: Span | None) -> "Stream | None":
         if session is None:
             return None
+        ahead = session.take_ahead()
+        if ahead is not None:
+            stream, covers_all = ahead
+            if covers_all:
+                if span is not None:
+                    span.lap(SEND)
+                return stream
+            if not self._await_peer(session, stream, None):
+                return None
         flags = (Flag.SPIN if alone else 0) | (Flag.TIMED if span is not None else 0)
         try:
             stream = session.borrow()
-            with self._primary.replica.books:
-                news = session.parked.flush_says()
-            stream.send(MessageType.FLUSH, flags, payload=b"" if news is None else encode_news(news))
+            stream.send(MessageType.FLUSH, flags, payload=self._news(session))
         except LinkLost as lost:
             session.end(lost.message)
             return None

@@ -139,7 +139,7 @@ class Stream:
         if not size:
             self._held += head
             if not more:
-                self._send_held()
+                self.send_held()
             return
         if self._held:
             head, self._held = self._held + head, b""
@@ -190,7 +190,10 @@ class Stream:
         except OSError as error:
             raise self._lost(error) from error
 
-    def _send_held(self) -> None:
+    def send_held(self) -> None:
+        """Send what waits for another message. Raises LinkLost."""
+        if not self._held:
+            return
         held, self._held = self._held, b""
         try:
             self._socket.sendall(held)
@@ -335,8 +338,7 @@ class Stream:
         elif self._start + needed > RECEIVE_BUFFER_BYTES:
             self._buffer[:available] = self._buffer[self._start : self._end]
             self._start, self._end = 0, available
-        if self._held:
-            self._send_held()
+        self.send_held()
         while self._end - self._start < needed:
             try:
                 count = self._socket.recv_into(self._view[self._end :])
@@ -347,8 +349,7 @@ class Stream:
             self._end += count
 
     def _receive_into(self, view: memoryview) -> None:
-        if self._held:
-            self._send_held()
+        self.send_held()
         done = 0
         while done < len(view):
             try:

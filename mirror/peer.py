@@ -509,6 +509,7 @@ class Peer:
             "can_fast_zero": self._replica.store.can_fast_zero,
             "asked_by_operator": self._asked_by_operator,
             "compares": True,
+            "answers_first": True,
             "parks": self._replica.store.parked.exists,
         }
 
@@ -516,6 +517,7 @@ class Peer:
         session = Session(self._runtime, number, control, plan.theirs, plan.outcome, self._on_end)
         session.peer_can_fast_zero = bool(features.get("can_fast_zero"))
         session.peer_compares = features.get("compares") is True
+        session.peer_answers_first = features.get("answers_first") is True
         session.peer_parks = features.get("parks") is True
         return session
 

@@ -35,7 +35,7 @@ from mirror.core.range_lock import RangeLock, Ticket
 from mirror.core.spin import Spin
 from mirror.core.stages import ANSWER, COLD, DISK, FLUSHES, LINK, LOG, PYTHON, RANGE, TURN
 from mirror.core.states import DiskState
-from mirror.core.wire import Flag, MessageType, crc32c
+from mirror.core.wire import Flag, Header, MessageType, crc32c
 from mirror.deferred import Deferred
 from mirror.flush import FlushRounds
 from mirror.log_writer import LogWriter
@@ -407,23 +407,18 @@ class Primary:
     def change_both(self, session: Session, change: Change, spin_us: int = 0) -> None:
         """Protocol C: both replicas have it before it is answered."""
         if change.parked_in is None:
-            # What comes after a write that will be flushed comes when the peer would have given up looking.
-            looks = spin_us > 0 and not self._store.commits.likely
-            self._send(session, change, Flag.SPIN if looks else 0, spin_us)
-        stream, awaited = change.stream, change.awaited
+            commits = self._store.commits
+            if commits.likely:
+                # What comes after a write that will be flushed comes when the peer would have given up looking.
+                self._send(session, change, 0, spin_us, commits.next_is_last)
+            else:
+                self._send(session, change, Flag.SPIN if spin_us else 0, spin_us)
         error = None if self.peer_only else change.apply_here(self._store)
         change.waits_for = LINK
         peer_has_it = False
-        if stream is not None or awaited is not None:
+        if change.stream is not None or change.awaited is not None:
             try:
-                if awaited is not None:
-                    header = awaited.answer()
-                else:
-                    assert stream is not None
-                    if spin_us:
-                        stream.spin(spin_us)
-                    header, _ = stream.receive_answer()
-                    session.give_back(stream)
+                header = self._await_answer(session, change, spin_us)
                 if change.span is not None:
                     change.span.lap(ANSWER)
                     change.span.peer_ns = header.number
@@ -443,15 +438,32 @@ class Primary:
                 session.parked.over(change.parked_as)
         self.settle(session, change.offset, change.length, peer_has_it, error)
 
-    def _send(self, session: Session, change: Change, flags: int, number: int) -> None:
-        """To the peer, by itself or together with others."""
+    @staticmethod
+    def _await_answer(session: Session, change: Change, spin_us: int) -> Header:
+        """Of the peer, however it was asked. Raises LinkLost, ProtocolError."""
+        stream = change.stream
+        if stream is None:
+            assert change.awaited is not None
+            return change.awaited.answer()
+        if spin_us:
+            stream.spin(spin_us)
+        header, _ = stream.receive_answer()
+        if change.flush_behind:
+            session.flushes_ahead(stream)
+        else:
+            session.give_back(stream)
+        return header
+
+    def _send(self, session: Session, change: Change, flags: int, number: int, flush_follows: bool = False) -> None:
+        """To the peer, by itself or together with others, or with the flush that follows."""
         batches = self.batches
         # Of those that then wait for their record few keep a stream: whoever makes room in the log needs one.
         shared_from = PARKED_ON_STREAMS_MAX + 1 if flags & Flag.PARK else self.crowd
         if batches is not None and self._active >= shared_from and change.may_share:
             change.queue_for_peer(batches, self.replica.runtime.lock(), flags, number)
         else:
-            change.stream = change.ask_peer(session, flags, number)
+            ahead = flush_follows and session.peer_answers_first and change.is_typical
+            change.stream = change.ask_peer(session, flags, number, flushes=self.flushes if ahead else None)
 
     def settle(self, session: Session, offset: int, length: int, peer_has_it: bool, error: DeviceError | None) -> None:
         """Do what must be done before a change is answered; raises when the answer is an error."""

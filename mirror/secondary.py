@@ -121,6 +121,9 @@ class Receiver:
             self._check(header, payload)
             if header.flags & Flag.ACK_RECEIVED:
                 stream.send(MessageType.RECEIVED)
+            if header.type is MessageType.FLUSH:
+                # Nobody shall wait for the disk who is answered already.
+                stream.send_held()
             if self._waits_for_disk(header, alone):
                 with self._lock:
                     self._busy.add(stream)
@@ -214,7 +217,9 @@ class Receiver:
         self._busy.discard(stream)
         told_ns = applied_ns if header.flags & Flag.TIMED else 0
         stream.send(MessageType.ANSWER, payload=answer, code=code, number=told_ns, more=stream.buffered)
-        likely = self._replica.store.commits.likely and not header.flags & (Flag.FUA | Flag.RESYNC)
+        likely = (
+            self._replica.store.commits.likely and not stream.buffered and not header.flags & (Flag.FUA | Flag.RESYNC)
+        )
         if header.type is MessageType.WRITE and (likely or header.flags & Flag.PARK):
             try:
                 self._after_write(header)

@@ -66,6 +66,13 @@ class Session:
         # It keeps writes that it must not apply yet; older releases don't. Their numbers, under the replica's books.
         self.peer_parks = False
         self.parked = ParkedNumbers()
+        # It answers a write before it carries out a flush that came behind it; older releases don't.
+        self.peer_answers_first = False
+        # The stream of a flush that was sent behind a write, before anybody asked for it; and as the last beat saw it.
+        self._flushed_ahead: list[Stream] = []
+        self._seen_ahead: Stream | None = None
+        # By `borrow` and `borrow_sync`.
+        self._last_lent: Stream | None = None
         self._runtime = runtime
         self._on_end = on_end
         self._send_lock = runtime.lock()
@@ -105,9 +112,11 @@ class Session:
     def borrow(self) -> Stream:
         """A stream for one request and its answer, to be given back unless it failed. Raises LinkLost."""
         try:
-            return self._free.pop()
+            stream = self._free.pop()
         except IndexError:
-            return self._wait_for(self._free)
+            stream = self._wait_for(self._free)
+        self._last_lent = stream
+        return stream
 
     def give_back(self, stream: Stream) -> None:
         self._free.append(stream)
@@ -117,9 +126,47 @@ class Session:
 
     def borrow_sync(self) -> Stream:
         try:
-            return self._sync_free.pop()
+            stream = self._sync_free.pop()
         except IndexError:
-            return self._wait_for(self._sync_free)
+            stream = self._wait_for(self._sync_free)
+        self._last_lent = stream
+        return stream
+
+    def only_one_lent(self) -> bool:
+        """Nothing is under way but on the caller's stream: the peer has applied whatever else it was asked."""
+        lent = DATA_STREAMS - len(self._free) + SYNC_STREAMS - len(self._sync_free)
+        return lent == 1 and not self.parked.any_open
+
+    def flushes_ahead(self, stream: Stream) -> None:
+        """A flush was sent behind what was answered on it; to be given back by `take_ahead`."""
+        self._flushed_ahead.append(stream)
+
+    def take_ahead(self) -> tuple[Stream, bool] | None:
+        """The stream of a flush that was sent already, and whether nothing was asked of the peer since."""
+        try:
+            stream = self._flushed_ahead.pop()
+        except IndexError:
+            return None
+        # Whoever took another one since he found this one lent says so before his request is settled.
+        return stream, self._last_lent is stream
+
+    def _settle_ahead(self) -> None:
+        """Where nobody asked for the flush, between two beats, its answer is taken, lest the peer seem to owe it."""
+        try:
+            stream = self._flushed_ahead.pop()
+        except IndexError:
+            return
+        if stream is not self._seen_ahead or not stream.spin(0):
+            self._seen_ahead = stream
+            self._flushed_ahead.append(stream)
+            return
+        self._seen_ahead = None
+        header, _ = stream.receive_answer()
+        if header.code:
+            self.disk_trouble = True
+            self.end("the peer could not flush its disk")
+            return
+        self.give_back(stream)
 
     def give_back_sync(self, stream: Stream) -> None:
         self._sync_free.append(stream)
@@ -269,6 +316,7 @@ class Session:
 
     def check_answers(self) -> None:
         """Note for each outgoing stream whether the peer still owes an answer."""
+        self._settle_ahead()
         for index, stream in enumerate((*self.outgoing, *self.sync_outgoing)):
             self._note_progress(-1 - index, stream, stream.owed)
 

@@ -58,6 +58,8 @@ SUSPECT_PARTS_MAX = 128
 LOG_ROOM_WAIT_S = 0.01
 # Extents that give way so at a time: some dozen pages of the map, written together.
 LEFT_DIRTY_EXTENTS_MAX = 64
+# So many flushes in a row after a few writes each are a habit (mirror.core.commits).
+COMMITS_MIN = 3
 # A flush of so much or more goes to the disk in pieces, with so much of it on its way: 5 ms and 3 ms of a quick disk.
 EVEN_FLUSH_BYTES = 8 * MIB
 WRITE_BACK_WINDOW_BYTES = 4 * MIB

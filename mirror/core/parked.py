@@ -70,6 +70,10 @@ class ParkedNumbers:
         """
         self._open.discard(said >> _DISTANCE_BITS)
 
+    @property
+    def any_open(self) -> bool:
+        return bool(self._open)
+
     def _news(self) -> News:
         return News(self._next - 1, tuple(sorted(self._open)))
 

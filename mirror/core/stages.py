@@ -40,6 +40,8 @@ RECEIVE, REPLY = "receive", "reply"
 def stages_of(laps_ns: Sequence[int], peer_ns: int) -> dict[str, int]:
     """Nanoseconds by stage; `peer_ns` is the peer's word of its disk, 0 where it gave none."""
     send_ns, answer_ns = laps_ns[SEND], laps_ns[ANSWER]
+    # Of a flush that the peer began before it was asked for only the rest counts.
+    peer_ns = min(peer_ns, send_ns + laps_ns[OWN_DISK] + answer_ns)
     # While the own disk was slower than all else, nobody saw when the answer came.
     link_ns = max(0, min(send_ns + laps_ns[OWN_DISK] + answer_ns - peer_ns, send_ns + answer_ns))
     return {

@@ -180,6 +180,19 @@ FAULTS = (
         events=("power-both",),
     ),
     _fault(
+        "a flush ahead that stands for what was written since",
+        ("mirror.session:Session.take_ahead", "self._last_lent is stream", "True"),
+        events=("power", "power-both", "slow-disk"),
+        protocols="C",
+    ),
+    _fault(
+        "a flush ahead beside others under way",
+        ("mirror.session:Session.only_one_lent", "lent == 1", "True"),
+        events=("power", "slow-link", "slow-disk", "cut"),
+        protocols="C",
+        narrow=True,
+    ),
+    _fault(
         "a flush that joined a round already begun",
         (
             "mirror.flush:FlushRounds.run_round",

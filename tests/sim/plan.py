@@ -1,6 +1,7 @@
 """What a seed makes happen: the operations of the client and the events of one life, drawn before anything runs."""
 
 import random
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from tests.sim import small  # isort: skip  the limits come before the product
@@ -95,7 +96,7 @@ def draw_plan(seed: int, wanted: tuple[str, ...] = (), protocols: str = "CCCCCCB
     ]
     pace_s = length_s / len(operations)
     workers = draw.choice((3, 4) if narrow else (1, 2, 3, 4))
-    return Plan(
+    plan = Plan(
         seed=seed,
         protocol=draw.choice(protocols),
         log_slots=draw.choice((3, 4, 8)),
@@ -110,6 +111,17 @@ def draw_plan(seed: int, wanted: tuple[str, ...] = (), protocols: str = "CCCCCCB
         policies=draw.choice(POLICIES) if draw.random() < 0.3 else POLICIES[0],
         log_by_goal=draw.random() < 0.3,
     )
+    if draw.random() < 0.2:
+        plan = replace(plan, operations=tuple(_with_commits(plan.operations)))
+    return plan
+
+
+def _with_commits(operations: tuple[ClientOperation, ...]) -> Iterator[ClientOperation]:
+    """A client that flushes each of its writes at once."""
+    for one in operations:
+        yield one
+        if one.kind == "write":
+            yield ClientOperation("flush")
 
 
 def _draw_operation(draw: random.Random, places: list[int]) -> ClientOperation:

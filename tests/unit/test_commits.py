@@ -2,7 +2,8 @@
 
 import pytest
 
-from mirror.core.commits import COMMITS_MIN, WRITES_MAX, Commits
+from mirror.core.commits import WRITES_MAX, Commits
+from mirror.core.limits import COMMITS_MIN
 
 
 def after(*writes: int) -> Commits:
@@ -35,3 +36,27 @@ def after(*writes: int) -> Commits:
 )
 def test_a_flush_is_likely(writes: list[int], likely: bool) -> None:
     assert after(*writes).likely is likely
+
+
+@pytest.mark.parametrize(
+    ("writes", "last"),
+    [
+        ([0], False),
+        ([1] * COMMITS_MIN + [0], True),
+        ([1] * (COMMITS_MIN - 1) + [0], False),
+        # Of two writes each, behind the second one.
+        ([2] * COMMITS_MIN + [0], False),
+        ([2] * COMMITS_MIN + [1], True),
+        # It is written already, and more came.
+        ([1] * COMMITS_MIN + [1], False),
+        ([2] * COMMITS_MIN + [2], False),
+        # One like the other, and so many in a row.
+        ([1, 2] * COMMITS_MIN + [0], False),
+        ([1] * COMMITS_MIN + [2, 0], False),
+        ([1] * COMMITS_MIN + [2] + [1] * COMMITS_MIN + [0], True),
+        ([WRITES_MAX] * COMMITS_MIN + [WRITES_MAX - 1], True),
+        ([WRITES_MAX + 1] * COMMITS_MIN + [WRITES_MAX], False),
+    ],
+)
+def test_the_write_behind_which_a_flush_comes(writes: list[int], last: bool) -> None:
+    assert after(*writes).next_is_last is last

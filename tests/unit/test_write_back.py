@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from mirror.core.commits import COMMITS_MIN
 from mirror.core.errors import LinkLost
+from mirror.core.limits import COMMITS_MIN
 from mirror.core.states import DiskState
 from mirror.store import data_file
 from tests.pair import pair, session_of
@@ -29,7 +29,9 @@ def test_the_copy_that_dropped_a_page_is_failed_at_once(
             return -(descriptor == loser._replica.store.data_fd)
 
         for number in range(COMMITS_MIN + 1):
-            first.write(DATA, number * 4096, False)
+            # Two each: behind the last write of a commit its flush would be sent.
+            first.write(DATA, number * 8192, False)
+            first.write(DATA, number * 8192 + 4096, False)
             first.flush()
         monkeypatch.setattr(data_file, "_libc_sync_file_range", drop)
         first.write(DATA, 1 << 20, False)
