@@ -18,6 +18,7 @@ from collections.abc import Callable
 
 import lz4.block
 
+from mirror.confirmer import Confirmer
 from mirror.core import resync
 from mirror.core.errors import DeviceError, LinkLost, ProtocolError
 from mirror.core.limits import BLOCK_BYTES, REQUEST_BYTES_MAX, SPIN_US_MAX
@@ -69,6 +70,7 @@ class Receiver:
         # Streams whose request waits for a worker or is with one.
         self._busy: set[Stream] = set()
         self._ended = False
+        self._confirmer = Confirmer(replica.runtime, f"{name}-confirms")
         # How long to look for the next request before sleeping.
         self._spin_us = 0
         # What flushes take of late.
@@ -88,6 +90,7 @@ class Receiver:
         """Wait until nothing of the ended session can touch the disk any more (invariant drain-before-next)."""
         for thread in self._threads:
             thread.join()
+        self._confirmer.join()
         self._poller.free()
 
     def _serve(self) -> None:
@@ -110,6 +113,7 @@ class Receiver:
             with self._lock:
                 self._ended = True
                 self._lock.notify_all()
+            self._confirmer.close()
 
     def _receive(self, stream: Stream, alone: bool) -> None:
         while True:
@@ -119,12 +123,12 @@ class Receiver:
             if stream in self._busy:
                 raise ProtocolError("a request behind one that was to be awaited")
             self._check(header, payload)
-            if header.flags & Flag.ACK_RECEIVED:
-                stream.send(MessageType.RECEIVED)
             if header.type is MessageType.FLUSH:
                 # Nobody shall wait for the disk who is answered already.
                 stream.send_held()
             if self._waits_for_disk(header, alone):
+                if header.flags & Flag.ACK_RECEIVED:
+                    stream.send(MessageType.RECEIVED)
                 with self._lock:
                     self._busy.add(stream)
                     # A copy: another message on this stream would end the session, and overwrite the payload first.
@@ -133,6 +137,8 @@ class Receiver:
                 if stream.buffered:
                     raise ProtocolError("a request behind one that was to be awaited")
                 return
+            if header.flags & Flag.ACK_RECEIVED:
+                self._confirmer.begin(stream, header.length)
             self._answer(stream, header, payload, received_ns)
             if header.flags & Flag.SPIN:
                 self._spin_us = min(header.number, SPIN_US_MAX)
@@ -192,8 +198,7 @@ class Receiver:
             raise LinkLost(self._session.reason)
         answer: bytes | memoryview = b""
         code = 0
-        began_s = self._replica.runtime.now_s() if header.type is MessageType.FLUSH else 0.0
-        measured = received_ns or began_s or header.flags & Flag.TIMED
+        measured = received_ns or header.type is MessageType.FLUSH or header.flags & Flag.TIMED
         began_ns = time.perf_counter_ns()
         applied_ns = 0
         running = Running(APPLY, header.offset, header.length, began_ns)
@@ -210,21 +215,15 @@ class Receiver:
                 self._disk_error(error)
         finally:
             self._under_way.discard(running)
-        if began_s:
-            self._flush_s += (self._replica.runtime.now_s() - began_s - self._flush_s) / 4
         if measured:
             applied_ns = time.perf_counter_ns() - began_ns
         self._busy.discard(stream)
+        if header.flags & Flag.ACK_RECEIVED:
+            self._confirmer.end(stream)
         told_ns = applied_ns if header.flags & Flag.TIMED else 0
         stream.send(MessageType.ANSWER, payload=answer, code=code, number=told_ns, more=stream.buffered)
-        likely = (
-            self._replica.store.commits.likely and not stream.buffered and not header.flags & (Flag.FUA | Flag.RESYNC)
-        )
-        if header.type is MessageType.WRITE and (likely or header.flags & Flag.PARK):
-            try:
-                self._after_write(header)
-            except DeviceError as error:
-                self._refused_late(error)
+        if header.type is MessageType.WRITE and (self._replica.store.commits.likely or header.flags & Flag.PARK):
+            self._after_write(stream, header)
         if measured and header.type in MEASURED:
             self._note(header, received_ns, applied_ns, time.perf_counter_ns() - began_ns - applied_ns)
 
@@ -241,19 +240,25 @@ class Receiver:
                 return b""
         return HOW_TO_APPLY[header.type](self._replica, header, payload)
 
-    def _after_write(self, header: Header) -> None:
-        """What need not be done before the answer. Raises DeviceError."""
-        if header.flags & Flag.PARK:
-            _, lowest_open = split_number(header.number)
-            self._parking.release(News(lowest_open - 1, ()))
-        else:
-            self._replica.store.write_back_soon(header.offset, header.length)
+    def _after_write(self, stream: Stream, header: Header) -> None:
+        """What need not be done before the answer."""
+        try:
+            if header.flags & Flag.PARK:
+                _, lowest_open = split_number(header.number)
+                self._parking.release(News(lowest_open - 1, ()))
+            elif not stream.buffered and not header.flags & (Flag.FUA | Flag.RESYNC):
+                # Where something is behind it, that is the flush, or another write.
+                self._replica.store.write_back_soon(header.offset, header.length)
+        except DeviceError as error:
+            self._refused_late(error)
 
     def _note(self, header: Header, received_ns: int, applied_ns: int, reply_ns: int) -> None:
         """What a client's write or flush took on this side."""
         if header.flags & Flag.RESYNC:
             return
         kind = APPLY_FLUSH if header.type is MessageType.FLUSH else DURABLE_APPLY if header.flags & Flag.FUA else APPLY
+        if kind is APPLY_FLUSH:
+            self._flush_s += (applied_ns / 1e9 - self._flush_s) / 4
         durations_ns = {DISK: applied_ns, REPLY: reply_ns}
         if received_ns:
             durations_ns[RECEIVE] = received_ns

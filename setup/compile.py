@@ -20,6 +20,7 @@ from nbd_server import compiled  # noqa: E402
 MODULES = (
     "mirror/batches.py",
     "mirror/change.py",
+    "mirror/confirmer.py",
     "mirror/core/activity_log.py",
     "mirror/core/commits.py",
     "mirror/core/dirty_map.py",

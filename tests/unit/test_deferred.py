@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from mirror import confirmer
 from mirror.core.errors import LinkLost
 from mirror.core.spin import Spin
 from mirror.core.wire import MessageType
@@ -28,7 +29,8 @@ def test_the_connection_is_lost_as_the_reaper_is_to_wait_for_it(
         def refuse(self: Poller, stream: Stream) -> None:
             raise LinkLost("the connection was closed already")
 
-        # Its later word must not come with the first.
+        # Its later word must not come with the first, nor in its place.
+        monkeypatch.setattr(confirmer, "QUICK_BYTES_MAX", 0)
         monkeypatch.setattr(Stream, "spin", lambda stream, us: False)
         monkeypatch.setattr(Poller, "add", refuse)
         first.write(DATA, 4096, False)

@@ -1,0 +1,109 @@
+"""Protocol B: a disk of the peer's that is quick costs one message, and one that stalls costs no client its stall."""
+
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mirror import confirmer
+from mirror.core.wire import MessageType
+from mirror.link import Stream
+from nbd_server.volume import Volume
+from tests.pair import PATIENCE_S, assert_equal_copies, pair, session_of
+
+DATA = memoryview(b"\x5a" * 4096)
+
+
+@pytest.fixture
+def mirrored(tmp_path: Path) -> Iterator[tuple[Volume, Volume]]:
+    with pair(tmp_path, "B") as (first, second):
+        # A cold one would be parked.
+        first.write(DATA, 0, False)
+        yield first, second
+
+
+@pytest.fixture
+def told(mirrored: tuple[Volume, Volume], monkeypatch: pytest.MonkeyPatch) -> list[MessageType]:
+    """What the peer says to writes, from now on."""
+    said: list[MessageType] = []
+    incoming = session_of(mirrored[1]).incoming
+    send = Stream.send
+
+    def noted(stream: Stream, kind: MessageType, *rest: Any, **more: Any) -> None:
+        if stream in incoming:
+            said.append(kind)
+        send(stream, kind, *rest, **more)
+
+    monkeypatch.setattr(Stream, "send", noted)
+    return said
+
+
+class Stall:
+    """Of the peer's disk: its next write waits until `end`."""
+
+    def __init__(self, volume: Volume, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._may_end = threading.Event()
+        store = volume._replica.store
+        write = store.write
+
+        def stalled(*arguments: Any) -> None:
+            assert self._may_end.wait(PATIENCE_S)
+            write(*arguments)
+
+        monkeypatch.setattr(store, "write", stalled)
+
+    def end(self) -> None:
+        self._may_end.set()
+
+
+def test_a_quick_disk_answers_once(mirrored: tuple[Volume, Volume], told: list[MessageType]) -> None:
+    for number in range(10):
+        mirrored[0].write(DATA, number * 4096, False)
+    assert told == [MessageType.ANSWER] * 10
+
+
+@pytest.mark.parametrize("asleep", [False, True])
+def test_a_stall_is_not_the_clients(
+    mirrored: tuple[Volume, Volume], told: list[MessageType], monkeypatch: pytest.MonkeyPatch, asleep: bool
+) -> None:
+    first, second = mirrored
+    if asleep:
+        monkeypatch.setattr(confirmer, "IDLE_LOOKS", 0)
+        first.write(DATA, 0, False)
+        told.clear()
+    stall = Stall(second, monkeypatch)
+    first.write(DATA, 4096, False)
+    assert told == [MessageType.RECEIVED]
+    # Not applied, so what overlaps it and a flush wait.
+    flushing = threading.Thread(target=first.flush)
+    flushing.start()
+    flushing.join(0.05)
+    assert flushing.is_alive()
+    stall.end()
+    flushing.join(PATIENCE_S)
+    assert told == [MessageType.RECEIVED, MessageType.ANSWER, MessageType.ANSWER]
+    # Whoever stalled may do so again.
+    first.write(DATA, 8192, False)
+    first.flush()
+    assert told[3:] == [MessageType.RECEIVED, MessageType.ANSWER, MessageType.ANSWER]
+    assert_equal_copies(first, second)
+
+
+def test_a_large_write_is_confirmed_before_it_is_carried_out(
+    mirrored: tuple[Volume, Volume], told: list[MessageType]
+) -> None:
+    first, _ = mirrored
+    first.write(memoryview(bytes(1 << 20)), 0, False)
+    first.flush()
+    assert told == [MessageType.RECEIVED, MessageType.ANSWER, MessageType.ANSWER]
+
+
+def test_without_a_thread_each_is_confirmed_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(confirmer.Confirmer, "_spawn", lambda _: None)
+    with pair(tmp_path, "B") as (first, second):
+        first.write(DATA, 0, False)
+        stall = Stall(second, monkeypatch)
+        first.write(DATA, 4096, False)
+        stall.end()
