@@ -3,22 +3,18 @@
 A write, a zero and a trim differ in nothing else, so every protocol takes the same object.
 """
 
-from typing import TYPE_CHECKING
-
 from mirror.batches import Awaited, Batches
 from mirror.core.errors import DeviceError, LinkLost
 from mirror.core.limits import PARKED_BYTES_MAX
 from mirror.core.stages import DISK, INTERPRETER, LINK, OWN_DISK, SEND, WRITE
 from mirror.core.wire import Flag, MessageType
+from mirror.flush import AHEAD
 from mirror.link import Request, Stream
 from mirror.running import Running
 from mirror.runtime import Lock
 from mirror.session import Session
 from mirror.spans import Span
 from mirror.store import Store
-
-if TYPE_CHECKING:
-    from mirror.flush import FlushRounds
 
 # Twice the pages of databases.
 TYPICAL_BYTES_MAX = 16 * 1024
@@ -107,12 +103,12 @@ class Change(Running):
             span.lap(SEND)
 
     def ask_peer(
-        self, session: Session, flags: int = 0, number: int = 0, lent: bool = True, flushes: "FlushRounds | None" = None
+        self, session: Session, flags: int = 0, number: int = 0, lent: bool = True, flush_follows: bool = False
     ) -> Stream | None:
         """Send it; the answer comes on the stream returned. None when the link is lost: the session has ended then.
 
         `number`: what `flags` say. `lent`: the client is not answered, so its buffer is not used again, before the peer
-        has the payload. `flushes`: the flush that follows may go with it.
+        has the payload. `flush_follows`: it may go with it.
         """
         span = self.span
         if span is not None:
@@ -121,8 +117,8 @@ class Change(Running):
         self.waits_for = LINK
         try:
             stream = session.borrow()
-            if flushes is not None and session.only_one_lent():
-                stream.send_requests((self._request(flags, number), flushes.ahead(session)))
+            if flush_follows and session.only_one_lent():
+                stream.send_requests((self._request(flags, number), AHEAD))
                 self.flush_behind = True
             else:
                 stream.send(

@@ -22,7 +22,7 @@ from mirror.suspects import Runs
 
 
 class Comparer:
-    """Compares in one session, on a stream of its own; for one thread."""
+    """Compares in one session, a piece at a time; for one thread."""
 
     def __init__(self, primary: Primary, session: Session) -> None:
         self._primary = primary

@@ -3,14 +3,19 @@
 A round covers the writes that were answered before it began; a flush that arrives later may not join it (invariant
 flush). A flush is elided only when no write was answered since the last round began and that round is over; after a
 start or a promotion nothing is known to be flushed.
+
+The peer's part may have been sent ahead, behind the write that a client's flush follows as a habit. It stands for the
+round if it covers all that was answered when that begins: nothing else was under way when it was sent, and nothing was
+begun since (Session.only_one_lent, take_ahead). It has nothing to say of parked writes, for a round that begins
+meanwhile does not wait for it; where there is news of them, no flush is sent ahead.
 """
 
 from typing import TYPE_CHECKING
 
-from mirror.core.errors import DeviceError, LinkLost, MirrorError, PeerError, ProtocolError
+from mirror.core.errors import DeviceError, LinkLost, MirrorError, PeerError
 from mirror.core.parked import encode_news
 from mirror.core.stages import ANSWER, DISK, FLUSH, LINK, OWN_DISK, ROUND, SEND
-from mirror.core.wire import Flag, MessageType, crc32c
+from mirror.core.wire import Flag, MessageType
 from mirror.link import Request
 from mirror.running import Running
 from mirror.spans import Span
@@ -19,6 +24,10 @@ if TYPE_CHECKING:
     from mirror.link import Stream
     from mirror.primary import Primary
     from mirror.session import Session
+
+
+# That part, to be sent behind the write.
+AHEAD = Request(MessageType.FLUSH, Flag.SPIN | Flag.TIMED, 0, 0, b"", 0)
 
 
 class FlushRounds:
@@ -94,7 +103,7 @@ class FlushRounds:
         if span is not None:
             span.lap(ROUND)
         primary.wait_applied()
-        stream = self._ask_peer(session, primary.is_alone(), span)
+        asked = self._ask_peer(session, primary.is_alone(), span)
         if request is not None:
             request.waits_for = DISK
         error = self._flush_here()
@@ -102,7 +111,7 @@ class FlushRounds:
             request.waits_for = LINK
         if span is not None:
             span.lap(OWN_DISK)
-        peer_ok = session is not None and self._await_peer(session, stream, span)
+        peer_ok = session is not None and self._await_peer(session, asked, span)
         if error is not None:
             # Known to the peer first, which then is the only good copy.
             if not primary.disk_failed(error) or not peer_ok:
@@ -114,42 +123,29 @@ class FlushRounds:
                 replica.flushing.clear_all()
                 replica.log.stable_through(number)
 
-    def ahead(self, session: "Session") -> Request:
-        """The peer's part of the round that will follow a write, to be sent behind it on its stream.
-
-        It stands for that round if it covers all that was answered when the round begins: nothing else was under way
-        when it was sent, and nothing was begun since (Session.only_one_lent, take_ahead).
-        """
-        payload = self._news(session)
-        return Request(MessageType.FLUSH, Flag.SPIN | Flag.TIMED, 0, 0, payload, crc32c(payload) if payload else 0)
-
-    def _news(self, session: "Session") -> bytes:
-        with self._primary.replica.books:
-            news = session.parked.flush_says()
-        return b"" if news is None else encode_news(news)
-
-    def _ask_peer(self, session: "Session | None", alone: bool, span: Span | None) -> "Stream | None":
+    def _ask_peer(self, session: "Session | None", alone: bool, span: Span | None) -> list["Stream"]:
+        """The streams whose answers are the peer's part of the round; none where the session has ended."""
         if session is None:
-            return None
+            return []
+        asked = []
         ahead = session.take_ahead()
         if ahead is not None:
             stream, covers_all = ahead
-            if covers_all:
-                if span is not None:
-                    span.lap(SEND)
-                return stream
-            if not self._await_peer(session, stream, None):
-                return None
-        flags = (Flag.SPIN if alone else 0) | (Flag.TIMED if span is not None else 0)
-        try:
-            stream = session.borrow()
-            stream.send(MessageType.FLUSH, flags, payload=self._news(session))
-        except LinkLost as lost:
-            session.end(lost.message)
-            return None
+            asked.append(stream)
+        if ahead is None or not covers_all:
+            flags = (Flag.SPIN if alone else 0) | (Flag.TIMED if span is not None else 0)
+            try:
+                stream = session.borrow()
+                with self._primary.replica.books:
+                    news = session.parked.flush_says()
+                stream.send(MessageType.FLUSH, flags, payload=b"" if news is None else encode_news(news))
+            except LinkLost as lost:
+                session.end(lost.message)
+                return []
+            asked.append(stream)
         if span is not None:
             span.lap(SEND)
-        return stream
+        return asked
 
     def _flush_here(self) -> DeviceError | None:
         if not self._primary.peer_only:
@@ -159,21 +155,22 @@ class FlushRounds:
                 return error
         return None
 
-    def _await_peer(self, session: "Session", stream: "Stream | None", span: Span | None) -> bool:
+    def _await_peer(self, session: "Session", streams: list["Stream"], span: Span | None) -> bool:
         """Whether the peer's disk is flushed; if not, the session has ended and its blocks are dirty."""
         try:
-            if stream is None:
+            if not streams:
                 raise LinkLost(session.reason)
-            header, _ = stream.receive_answer()
+            for stream in streams:
+                header, _ = stream.receive_answer()
+                if header.code:
+                    session.disk_trouble = True
+                    raise PeerError("the peer could not flush its disk")
+                session.give_back(stream)
             if span is not None:
                 span.lap(ANSWER)
                 span.peer_ns = header.number
-            if header.code == 0:
-                session.give_back(stream)
-                return True
-            session.disk_trouble = True
-            session.end("the peer could not flush its disk")
-        except (LinkLost, ProtocolError) as lost:
+            return True
+        except PeerError as lost:
             session.end(lost.message)
         self._primary.detach(session)
         return False

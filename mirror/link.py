@@ -265,6 +265,18 @@ class Stream:
                 return False
         return True
 
+    @property
+    def has_more(self) -> bool:
+        """Something came that nobody has received yet; for whoever does not receive on this stream."""
+        if self._end > self._start:
+            return True
+        descriptor = self._socket.fileno()
+        if descriptor < 0:
+            return False  # closed
+        look = select.poll()
+        look.register(descriptor, select.POLLIN)
+        return bool(look.poll(0))
+
     def receive_answer(self) -> tuple[Header, memoryview]:
         """Wait for the answer to the oldest request; nothing else may come in its place."""
         header, payload = self.receive()

@@ -463,7 +463,7 @@ class Primary:
             change.queue_for_peer(batches, self.replica.runtime.lock(), flags, number)
         else:
             ahead = flush_follows and session.peer_answers_first and change.is_typical
-            change.stream = change.ask_peer(session, flags, number, flushes=self.flushes if ahead else None)
+            change.stream = change.ask_peer(session, flags, number, flush_follows=ahead)
 
     def settle(self, session: Session, offset: int, length: int, peer_has_it: bool, error: DeviceError | None) -> None:
         """Do what must be done before a change is answered; raises when the answer is an error."""

@@ -224,6 +224,9 @@ class Receiver:
         stream.send(MessageType.ANSWER, payload=answer, code=code, number=told_ns, more=stream.buffered)
         if header.type is MessageType.WRITE and (self._replica.store.commits.likely or header.flags & Flag.PARK):
             self._after_write(stream, header)
+        if code and header.type is MessageType.FLUSH:
+            # It may have been sent ahead, and nobody read that answer until the next round.
+            self._session.end("the disk of this replica could not be flushed")
         if measured and header.type in MEASURED:
             self._note(header, received_ns, applied_ns, time.perf_counter_ns() - began_ns - applied_ns)
 

@@ -68,10 +68,9 @@ class Session:
         self.parked = ParkedNumbers()
         # It answers a write before it carries out a flush that came behind it; older releases don't.
         self.peer_answers_first = False
-        # The stream of a flush that was sent behind a write, before anybody asked for it; and as the last beat saw it.
+        # The stream of a flush that was sent behind a write, before anybody asked for it.
         self._flushed_ahead: list[Stream] = []
-        self._seen_ahead: Stream | None = None
-        # By `borrow` and `borrow_sync`.
+        # Whose request began last.
         self._last_lent: Stream | None = None
         self._runtime = runtime
         self._on_end = on_end
@@ -133,12 +132,15 @@ class Session:
         return stream
 
     def only_one_lent(self) -> bool:
-        """Nothing is under way but on the caller's stream: the peer has applied whatever else it was asked."""
+        """Nothing is under way but on the caller's stream: the peer has applied whatever else it was asked.
+
+        Of parked writes that holds where a flush has told it so, which is over: it had a stream lent.
+        """
         lent = DATA_STREAMS - len(self._free) + SYNC_STREAMS - len(self._sync_free)
-        return lent == 1 and not self.parked.any_open
+        return lent == 1 and self.parked.all_said
 
     def flushes_ahead(self, stream: Stream) -> None:
-        """A flush was sent behind what was answered on it; to be given back by `take_ahead`."""
+        """A flush was sent behind what was answered on it; to be given back by whoever takes it."""
         self._flushed_ahead.append(stream)
 
     def take_ahead(self) -> tuple[Stream, bool] | None:
@@ -147,26 +149,7 @@ class Session:
             stream = self._flushed_ahead.pop()
         except IndexError:
             return None
-        # Whoever took another one since he found this one lent says so before his request is settled.
         return stream, self._last_lent is stream
-
-    def _settle_ahead(self) -> None:
-        """Where nobody asked for the flush, between two beats, its answer is taken, lest the peer seem to owe it."""
-        try:
-            stream = self._flushed_ahead.pop()
-        except IndexError:
-            return
-        if stream is not self._seen_ahead or not stream.spin(0):
-            self._seen_ahead = stream
-            self._flushed_ahead.append(stream)
-            return
-        self._seen_ahead = None
-        header, _ = stream.receive_answer()
-        if header.code:
-            self.disk_trouble = True
-            self.end("the peer could not flush its disk")
-            return
-        self.give_back(stream)
 
     def give_back_sync(self, stream: Stream) -> None:
         self._sync_free.append(stream)
@@ -316,9 +299,10 @@ class Session:
 
     def check_answers(self) -> None:
         """Note for each outgoing stream whether the peer still owes an answer."""
-        self._settle_ahead()
         for index, stream in enumerate((*self.outgoing, *self.sync_outgoing)):
-            self._note_progress(-1 - index, stream, stream.owed)
+            # A flush that nobody asked for is answered all the same, and its answer left for the next round.
+            answered = stream in self._flushed_ahead and stream.has_more
+            self._note_progress(-1 - index, stream, stream.owed and not answered)
 
     def _note_progress(self, key: int, stream: Stream, owed: bool) -> None:
         """Since when nothing has moved on a stream on which something is owed, no message and no byte of one.

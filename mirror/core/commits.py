@@ -10,7 +10,7 @@ Pure: a count that two threads spoil costs nothing but a flush that takes longer
 
 from typing import Final
 
-from mirror.core.limits import COMMITS_MIN
+from mirror.core.limits import COMMITS_ALIKE_MIN, COMMITS_MIN
 
 # A commit writes so many pieces at most, mostly one.
 WRITES_MAX: Final = 8
@@ -30,7 +30,7 @@ class Commits:
     @property
     def next_is_last(self) -> bool:
         """After the write that comes now there will be a flush: the latest commits all had so many writes."""
-        return self._habit and self._alike >= COMMITS_MIN and self.writes + 1 == self._size
+        return self._habit and self._alike >= COMMITS_ALIKE_MIN and self.writes + 1 == self._size
 
     @property
     def likely(self) -> bool:

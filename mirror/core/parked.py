@@ -71,8 +71,9 @@ class ParkedNumbers:
         self._open.discard(said >> _DISTANCE_BITS)
 
     @property
-    def any_open(self) -> bool:
-        return bool(self._open)
+    def all_said(self) -> bool:
+        """A flush has said of each that it may be applied: none is open, and the next flush says nothing."""
+        return self._flushed == (self._next - 1, ())
 
     def _news(self) -> News:
         return News(self._next - 1, tuple(sorted(self._open)))

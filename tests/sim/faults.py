@@ -193,6 +193,12 @@ FAULTS = (
         narrow=True,
     ),
     _fault(
+        "a flush ahead that does not wait for news of parked writes",
+        ("mirror.session:Session.only_one_lent", "self.parked.all_said", "True"),
+        events=("power", "power-both", "slow-disk"),
+        protocols="C",
+    ),
+    _fault(
         "a flush that joined a round already begun",
         (
             "mirror.flush:FlushRounds.run_round",

@@ -3,7 +3,7 @@
 import pytest
 
 from mirror.core.commits import WRITES_MAX, Commits
-from mirror.core.limits import COMMITS_MIN
+from mirror.core.limits import COMMITS_ALIKE_MIN, COMMITS_MIN
 
 
 def after(*writes: int) -> Commits:
@@ -42,20 +42,20 @@ def test_a_flush_is_likely(writes: list[int], likely: bool) -> None:
     ("writes", "last"),
     [
         ([0], False),
-        ([1] * COMMITS_MIN + [0], True),
-        ([1] * (COMMITS_MIN - 1) + [0], False),
+        ([1] * COMMITS_ALIKE_MIN + [0], True),
+        ([1] * (COMMITS_ALIKE_MIN - 1) + [0], False),
         # Of two writes each, behind the second one.
-        ([2] * COMMITS_MIN + [0], False),
-        ([2] * COMMITS_MIN + [1], True),
+        ([2] * COMMITS_ALIKE_MIN + [0], False),
+        ([2] * COMMITS_ALIKE_MIN + [1], True),
         # It is written already, and more came.
-        ([1] * COMMITS_MIN + [1], False),
-        ([2] * COMMITS_MIN + [2], False),
+        ([1] * COMMITS_ALIKE_MIN + [1], False),
+        ([2] * COMMITS_ALIKE_MIN + [2], False),
         # One like the other, and so many in a row.
-        ([1, 2] * COMMITS_MIN + [0], False),
-        ([1] * COMMITS_MIN + [2, 0], False),
-        ([1] * COMMITS_MIN + [2] + [1] * COMMITS_MIN + [0], True),
-        ([WRITES_MAX] * COMMITS_MIN + [WRITES_MAX - 1], True),
-        ([WRITES_MAX + 1] * COMMITS_MIN + [WRITES_MAX], False),
+        ([1, 2] * COMMITS_ALIKE_MIN + [0], False),
+        ([1] * COMMITS_ALIKE_MIN + [2, 0], False),
+        ([1] * COMMITS_ALIKE_MIN + [2] + [1] * COMMITS_ALIKE_MIN + [0], True),
+        ([WRITES_MAX] * COMMITS_ALIKE_MIN + [WRITES_MAX - 1], True),
+        ([WRITES_MAX + 1] * COMMITS_ALIKE_MIN + [WRITES_MAX], False),
     ],
 )
 def test_the_write_behind_which_a_flush_comes(writes: list[int], last: bool) -> None:

@@ -7,12 +7,16 @@ from typing import Any
 
 import pytest
 
-from mirror.core.errors import DeviceError
-from mirror.core.limits import COMMITS_MIN, DATA_STREAMS
+from mirror.compare import Comparer
+from mirror.core.errors import DeviceError, ProtocolError
+from mirror.core.limits import COMMITS_ALIKE_MIN, DATA_STREAMS, EXTENT_BYTES, SYNC_STREAMS
+from mirror.core.parked import ParkedNumbers
 from mirror.core.wire import MessageType
+from mirror.flush import AHEAD
 from mirror.link import Stream
+from mirror.peer import Peer
 from nbd_server.volume import Volume
-from tests.pair import assert_equal_copies, pair, peer_of, session_of, wait_ended, wait_in_step
+from tests.pair import assert_equal_copies, cut_until_in_step, pair, peer_of, session_of, wait_ended, wait_in_step
 
 DATA = memoryview(b"\x5a" * 4096)
 PATIENCE_S = 20.0
@@ -21,11 +25,11 @@ PATIENCE_S = 20.0
 @pytest.fixture
 def committing(tmp_path: Path) -> Iterator[tuple[Volume, Volume]]:
     """Two in step, whose client flushes after each write, and nothing is compared beside it."""
-    with pair(tmp_path) as (first, second):
+    with pair(tmp_path, size_bytes=16 * EXTENT_BYTES) as (first, second):
         peer_of(first).verifier.proof.end()
         with first._primary.request_alone(0, first.size_bytes):
             pass
-        for number in range(COMMITS_MIN):
+        for number in range(COMMITS_ALIKE_MIN):
             commit(first, number)
         yield first, second
 
@@ -94,8 +98,17 @@ def test_it_does_not_stand_for_what_was_written_since(committing: tuple[Volume, 
     assert free_streams(first) == DATA_STREAMS
 
 
-def test_nor_for_what_was_under_way_when_it_was_sent(committing: tuple[Volume, Volume], asked: list[str]) -> None:
-    """It may be applied behind it: a stream lent, to a resync or a client, or a parked write that is still open."""
+def test_nor_for_what_a_resync_or_a_comparison_began_since(committing: tuple[Volume, Volume], asked: list[str]) -> None:
+    first, _ = committing
+    session = session_of(first)
+    first.write(DATA, 4096, False)
+    session.give_back_sync(session.borrow_sync())
+    first.flush()
+    assert asked == ["WRITE+FLUSH", "FLUSH"]
+
+
+def test_none_is_sent_beside_what_is_under_way(committing: tuple[Volume, Volume], asked: list[str]) -> None:
+    """That may be applied behind it: a stream is lent, to a resync or a client."""
     first, _ = committing
     session = session_of(first)
     for lend, give_back in (
@@ -105,12 +118,55 @@ def test_nor_for_what_was_under_way_when_it_was_sent(committing: tuple[Volume, V
         stream = lend()
         commit(first, 1)
         give_back(stream)
+    assert asked == ["WRITE", "FLUSH"] * 2
+    commit(first, 1)
+    assert asked[4:] == ["WRITE+FLUSH"]
+
+
+def test_news_of_parked_writes_go_with_a_flush_that_is_waited_for(
+    committing: tuple[Volume, Volume], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A round that begins while a flush ahead is on its way does not wait for that one, which so must say nothing."""
+    first, second = committing
+    session, parked = session_of(first), peer_of(second)._parking.writes
+    # The peer is told by flushes alone.
+    monkeypatch.setattr(ParkedNumbers, "notice", lambda _: None)
+    # Not the next one, which may have been logged ahead.
+    first.write(DATA, 9 * EXTENT_BYTES, False)
+    assert len(parked) == 1
+    assert AHEAD.payload == b""
+    stream = session.borrow()
+    assert not session.only_one_lent()
+    first.flush()
+    assert not parked
+    assert session.only_one_lent()
     number = session.parked.take()
-    commit(first, 1)
+    assert not session.only_one_lent()
     session.parked.over(number)
-    assert asked == ["WRITE", "FLUSH"] * 3
+    assert not session.only_one_lent()
     commit(first, 1)
-    assert asked[6:] == ["WRITE+FLUSH"]
+    assert session.only_one_lent()
+    session.give_back(stream)
+
+
+@pytest.mark.parametrize(("length", "fua"), [(64 * 1024, False), (4096, True)])
+def test_only_behind_small_writes_that_wait_for_no_disk(
+    committing: tuple[Volume, Volume], asked: list[str], length: int, fua: bool
+) -> None:
+    first, _ = committing
+    first.write(memoryview(bytes(length)), 0, fua)
+    first.flush()
+    assert asked == ["WRITE", "FLUSH"]
+
+
+def test_behind_the_last_write_of_a_commit(committing: tuple[Volume, Volume], asked: list[str]) -> None:
+    first, _ = committing
+    for _ in range(COMMITS_ALIKE_MIN + 1):
+        asked.clear()
+        first.write(DATA, 4096, False)
+        first.write(DATA, 8192, False)
+        first.flush()
+    assert asked == ["WRITE", "WRITE+FLUSH"]
 
 
 def test_the_write_is_answered_while_the_peer_still_flushes(committing: tuple[Volume, Volume]) -> None:
@@ -133,27 +189,71 @@ def test_the_write_is_answered_while_the_peer_still_flushes(committing: tuple[Vo
     assert not flushing.is_alive()
 
 
-def test_an_answer_that_nobody_asked_for_is_taken(committing: tuple[Volume, Volume]) -> None:
-    """Or the peer would seem to owe it, and after disk_timeout_s the session would end."""
-    first, _ = committing
-    session = session_of(first)
+def test_an_answer_that_nobody_asked_for_is_no_debt(committing: tuple[Volume, Volume]) -> None:
+    """Or after disk_timeout_s the session would end; one that does not come is one, as ever."""
+    first, second = committing
+    session, store, may_end = session_of(first), second._replica.store, threading.Event()
+    flush = store.flush
+
+    def slow() -> None:
+        assert may_end.wait(PATIENCE_S)
+        flush()
+
+    store.flush = slow  # type: ignore[method-assign]
     first.write(DATA, 4096, False)
-    assert free_streams(first) == DATA_STREAMS - 1
+    (stream,) = session._flushed_ahead
+    number = -1 - session.outgoing.index(stream)
+    session.check_answers()
+    assert number in session._progress
+    may_end.set()
     for _ in range(100):
-        if free_streams(first) == DATA_STREAMS:
+        if stream.has_more:
             break
         session.rest(0.1)
+    session.check_answers()
+    assert stream.owed
+    assert number not in session._progress
+    # The next round takes it, whatever that covers.
+    first.write(DATA, 8192, False)
+    first.flush()
+    assert not stream.owed
     assert free_streams(first) == DATA_STREAMS
-    assert not any(stream.owed for stream in session.outgoing)
-    assert not session.ended
 
 
-def test_a_peer_that_answers_late_is_asked_as_ever(committing: tuple[Volume, Volume], asked: list[str]) -> None:
+def test_a_peer_that_answers_late_is_asked_as_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An older release would answer the write behind the flush."""
+    features = Peer._features
+    with pair(tmp_path) as (first, second):
+        assert session_of(first).peer_answers_first
+        older = peer_of(second)
+        monkeypatch.setattr(
+            Peer,
+            "_features",
+            lambda peer: {
+                name: value for name, value in features(peer).items() if peer is not older or name != "answers_first"
+            },
+        )
+        cut_until_in_step(first, second)
+        assert not session_of(first).peer_answers_first
+        for number in range(COMMITS_ALIKE_MIN + 1):
+            commit(first, number)
+        assert not session_of(first)._flushed_ahead
+        first.write(DATA, 4096, False)
+        assert not session_of(first)._flushed_ahead
+
+
+def test_a_comparison_keeps_no_stream_but_one_that_owes_an_answer(
+    committing: tuple[Volume, Volume], monkeypatch: pytest.MonkeyPatch
+) -> None:
     first, _ = committing
-    session_of(first).peer_answers_first = False
-    commit(first, 1)
-    assert asked == ["WRITE", "FLUSH"]
+    session = session_of(first)
+    comparer = Comparer(first._primary, session)
+    comparer.compare(0, 4096)
+    assert len(session._sync_free) == SYNC_STREAMS
+    monkeypatch.setattr(comparer, "_answer", lambda *_: b"")
+    with pytest.raises(ProtocolError):
+        comparer.compare(0, 4096)
+    assert len(session._sync_free) == SYNC_STREAMS - 1
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
