@@ -176,6 +176,7 @@ ROWS = (
     ),
     row(EXTENTS, "the slowest of them, depth 1", at_most(50, "ms"), "max_ms", (works.COLD, SMALL_LOG)),
     row(EXTENTS, "the slowest of them, depth 16", at_most(50, "ms"), "max_ms", (works.COLD_DEEP, SMALL_LOG)),
+    row(EXTENTS, "the same right after hot writes", at_most(50, "ms"), "max_ms", (works.COLD_AFTER_HOT, SMALL_LOG)),
     *(
         Row(EXTENTS, name, Figure(works.TOUCH, target, "p99_9_us"), Figure(works.TOUCH, target, "p99_us"), goal)
         for name, target, goal in (

@@ -32,7 +32,7 @@ class Scale:
 
 FULL = Scale(
     rounds=5,
-    seconds=2.0,
+    seconds=1.5,
     volume_bytes=256 * MIB,
     hot_bytes=128 * MIB,
     cold_bytes=5 * GIB,

@@ -84,8 +84,12 @@ class Work:
     part: Callable[[Target, Scale], int] = lambda target, _: target.filled_bytes
     # Each round goes on where the last one ended, and writes each byte once, however long it takes.
     goes_on: bool = False
+    # The same client does this for as long just before, so that nothing of it is flushed yet.
+    after: "Work | None" = None
 
     def measure(self, target: Target, scale: Scale, round_number: int) -> Round:
+        if self.after is not None:
+            self.after.measure(target, scale, round_number)
         size_bytes = self.part(target, scale)
         with contextlib.ExitStack() as cleanup:
             if self.busy_loops:
@@ -121,9 +125,12 @@ HOT = "4 KiB random writes, depth 1, hot extents"
 COLD = "4 KiB random writes, depth 1, cold extents"
 HOT_DEEP = "4 KiB random writes, depth 16, hot extents"
 COLD_DEEP = "4 KiB random writes, depth 16, cold extents"
+COLD_AFTER_HOT = "4 KiB random writes, depth 16, cold extents right after hot ones"
 TOUCH = "16 KiB sequential writes, depth 1, extents never written"
 READ = "4 KiB random reads, depth 1"
 READ_DEEP = "4 KiB random reads, depth 16"
+
+_HOT_DEEP = Work(_small("randwrite", 16), part=_hot)
 
 WORKS: dict[str, Work] = {
     WRITE: Work(_small("randwrite", 1)),
@@ -134,8 +141,9 @@ WORKS: dict[str, Work] = {
     LARGE: Work(("--rw=write", "--bs=1m", "--iodepth=4")),
     HOT: Work(_small("randwrite", 1), part=_hot),
     COLD: Work(_small("randwrite", 1), part=_all),
-    HOT_DEEP: Work(_small("randwrite", 16), part=_hot),
+    HOT_DEEP: _HOT_DEEP,
     COLD_DEEP: Work(_small("randwrite", 16), part=_all),
+    COLD_AFTER_HOT: Work(_small("randwrite", 16), part=_all, after=_HOT_DEEP),
     # 256 writes an extent, so that one in 256 is a first touch: p99 has none of them, and p99.9 is one. With 4 KiB they
     # would be one in 1024, and chance would decide whether p99.9 is one.
     TOUCH: Work(("--rw=write", "--bs=16k", "--iodepth=1"), part=lambda _, scale: scale.touched_bytes, goes_on=True),
