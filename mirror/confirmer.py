@@ -2,8 +2,8 @@
 
 A message costs the peer's receiver about as much as a write into the page cache (8 µs), and its sender a second look
 at the socket: so mostly the answer says both. A thread looks every few milliseconds whether one and the same write is
-still being carried out, and says RECEIVED in its place. So a disk that stalls costs a client a look or two, and not its
-stall; after that, each write is confirmed at once for a while.
+still being carried out, and says RECEIVED in its place. So the write that a stalling disk meets costs its client a look
+or two, and not the stall; after that, each write is confirmed at once for a while.
 """
 
 import logging

@@ -7,7 +7,7 @@ start or a promotion nothing is known to be flushed.
 The peer's part may have been sent ahead, behind the write that a client's flush follows as a habit. It stands for the
 round if it covers all that was answered when that begins: nothing else was under way when it was sent, and nothing was
 begun since (Session.only_one_lent, take_ahead). It has nothing to say of parked writes, for a round that begins
-meanwhile does not wait for it; where there is news of them, no flush is sent ahead.
+before the write is answered does not wait for it; where there is news of them, no flush is sent ahead.
 """
 
 from typing import TYPE_CHECKING

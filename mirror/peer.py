@@ -711,6 +711,7 @@ class Peer:
     def _goodbye(self, session: Session, message: dict[str, Any]) -> None:
         """The peer leaves in order, and says what this side could not know later."""
         replica = self._replica
+        session.disk_trouble = session.disk_trouble or message.get("disk_trouble") is True
         try:
             if message.get("outdated") is True and replica.role is Role.PRIMARY:
                 # It has recorded that it stays behind, so this is the newest copy, also after a restart.

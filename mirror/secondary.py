@@ -8,7 +8,7 @@ side has answered.
 A *parked* write is kept and answered, and applied when it may be (mirror.parking).
 
 A disk error here is answered with its errno, and the peer then drops this replica: a full disk leaves it Outdated,
-any other error Failed (invariants flush, say-why).
+any other error Failed (invariants flush, say-why). Of a flush it also says that the session shall end.
 """
 
 import logging
@@ -226,7 +226,7 @@ class Receiver:
             self._after_write(stream, header)
         if code and header.type is MessageType.FLUSH:
             # It may have been sent ahead, and nobody read that answer until the next round.
-            self._session.end("the disk of this replica could not be flushed")
+            self._session.notify("bye", reason="the peer could not flush its disk", disk_trouble=True)
         if measured and header.type in MEASURED:
             self._note(header, received_ns, applied_ns, time.perf_counter_ns() - began_ns - applied_ns)
 

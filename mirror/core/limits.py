@@ -77,7 +77,7 @@ METADATA_PIECE_BYTES = 1 * MIB
 # Answers to one question about holes; a badly fragmented file is described piece by piece, never in one endless list.
 EXTENTS_ANSWER_MAX = 4096
 
-# Data streams of one session. As many as nbdkit has worker threads a connection, so none waits for a stream.
+# Data streams of one session. As many as nbdkit has worker threads a connection, so hardly any waits for a stream.
 DATA_STREAMS = 16
 # The largest write that a peer parks until the record of its extents is durable: a database's page, or a few of them.
 PARKED_BYTES_MAX = 32 * KIB

@@ -131,14 +131,8 @@ FAULTS = (
         "acknowledging before the peer",
         (
             "mirror.primary:Primary.change_both",
-            "header = awaited.answer()",
-            "self.replica.runtime.spawn('late', awaited.answer);"
-            " return self.settle(session, change.offset, change.length, True, error)",
-        ),
-        (
-            "mirror.primary:Primary.change_both",
-            "header, _ = stream.receive_answer()",
-            "self.replica.runtime.spawn('late', lambda: (stream.receive_answer(), session.give_back(stream)));"
+            "header = self._await_answer(session, change, spin_us)",
+            "self.replica.runtime.spawn('late', self._await_answer, session, change, spin_us);"
             " return self.settle(session, change.offset, change.length, True, error)",
         ),
         protocols="C",

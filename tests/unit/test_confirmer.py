@@ -8,8 +8,11 @@ from typing import Any
 import pytest
 
 from mirror import confirmer
+from mirror.core.errors import OperatorError
 from mirror.core.wire import MessageType
 from mirror.link import Stream
+from mirror.proof import Proof
+from mirror.runtime import Runtime
 from nbd_server.volume import Volume
 from tests.pair import PATIENCE_S, assert_equal_copies, pair, session_of
 
@@ -17,10 +20,13 @@ DATA = memoryview(b"\x5a" * 4096)
 
 
 @pytest.fixture
-def mirrored(tmp_path: Path) -> Iterator[tuple[Volume, Volume]]:
+def mirrored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Volume, Volume]]:
+    # Nothing is compared beside it, which would wait for the disk with its range locked.
+    monkeypatch.setattr(Proof, "due", property(lambda _: False))
     with pair(tmp_path, "B") as (first, second):
-        # A cold one would be parked.
+        # A cold one would be parked, and nothing parked is left.
         first.write(DATA, 0, False)
+        first.flush()
         yield first, second
 
 
@@ -58,7 +64,11 @@ class Stall:
         self._may_end.set()
 
 
-def test_a_quick_disk_answers_once(mirrored: tuple[Volume, Volume], told: list[MessageType]) -> None:
+def test_a_quick_disk_answers_once(
+    mirrored: tuple[Volume, Volume], told: list[MessageType], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # However busy the machine is.
+    monkeypatch.setattr(confirmer, "LOOK_S", PATIENCE_S)
     for number in range(10):
         mirrored[0].write(DATA, number * 4096, False)
     assert told == [MessageType.ANSWER] * 10
@@ -100,10 +110,46 @@ def test_a_large_write_is_confirmed_before_it_is_carried_out(
     assert told == [MessageType.RECEIVED, MessageType.ANSWER, MessageType.ANSWER]
 
 
-def test_without_a_thread_each_is_confirmed_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(confirmer.Confirmer, "_spawn", lambda _: None)
-    with pair(tmp_path, "B") as (first, second):
-        first.write(DATA, 0, False)
-        stall = Stall(second, monkeypatch)
-        first.write(DATA, 4096, False)
-        stall.end()
+class Said:
+    """A stream that only notes what is sent on it."""
+
+    def __init__(self) -> None:
+        self.kinds: list[MessageType] = []
+
+    def send(self, kind: MessageType) -> None:
+        self.kinds.append(kind)
+
+
+def test_nothing_is_said_of_a_write_that_has_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Behind its answer the word would end the session."""
+    monkeypatch.setattr(confirmer, "LOOK_S", 0.001)
+    looking = confirmer.Confirmer(Runtime(), "looks")
+    ended, pending = Said(), Said()
+    looking.begin(ended, 4096)  # type: ignore[arg-type]
+    looking.end(ended)  # type: ignore[arg-type]
+    looking.begin(pending, 4096)  # type: ignore[arg-type]
+    for _ in range(10_000):
+        if pending.kinds:
+            break
+        threading.Event().wait(0.001)
+    looking.end(ended)  # type: ignore[arg-type]
+    assert pending.kinds == [MessageType.RECEIVED]
+    assert not ended.kinds
+    looking.close()
+    looking.join()
+
+
+def test_without_a_thread_each_is_confirmed_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    runtime, stream = Runtime(), Said()
+
+    def refuse(*_: Any) -> None:
+        raise OperatorError("no thread")
+
+    monkeypatch.setattr(runtime, "spawn", refuse)
+    looking = confirmer.Confirmer(runtime, "looks")
+    for _ in range(2):
+        looking.begin(stream, 4096)  # type: ignore[arg-type]
+        looking.end(stream)  # type: ignore[arg-type]
+    assert stream.kinds == [MessageType.RECEIVED] * 2
+    looking.close()
+    looking.join()

@@ -15,6 +15,7 @@ from mirror.core.wire import MessageType
 from mirror.flush import AHEAD
 from mirror.link import Stream
 from mirror.peer import Peer
+from mirror.proof import Proof
 from nbd_server.volume import Volume
 from tests.pair import assert_equal_copies, cut_until_in_step, pair, peer_of, session_of, wait_ended, wait_in_step
 
@@ -23,12 +24,10 @@ PATIENCE_S = 20.0
 
 
 @pytest.fixture
-def committing(tmp_path: Path) -> Iterator[tuple[Volume, Volume]]:
+def committing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Volume, Volume]]:
     """Two in step, whose client flushes after each write, and nothing is compared beside it."""
+    monkeypatch.setattr(Proof, "due", property(lambda _: False))
     with pair(tmp_path, size_bytes=16 * EXTENT_BYTES) as (first, second):
-        peer_of(first).verifier.proof.end()
-        with first._primary.request_alone(0, first.size_bytes):
-            pass
         for number in range(COMMITS_ALIKE_MIN):
             commit(first, number)
         yield first, second
@@ -256,7 +255,6 @@ def test_a_comparison_keeps_no_stream_but_one_that_owes_an_answer(
     assert len(session._sync_free) == SYNC_STREAMS - 1
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 @pytest.mark.parametrize("flushes", [True, False])
 def test_a_peer_whose_disk_refuses_it_drops_out(committing: tuple[Volume, Volume], flushes: bool) -> None:
     """The write is answered by then; the client's flush, if there is one, is by this side alone."""
@@ -270,7 +268,8 @@ def test_a_peer_whose_disk_refuses_it_drops_out(committing: tuple[Volume, Volume
     first.write(DATA, 4096, False)
     if flushes:
         first.flush()
-    wait_ended(first, session)
+    assert wait_ended(first, session) == "the peer could not flush its disk"
+    assert session.disk_trouble
     assert first._replica.dirty.is_dirty(4096, 4096)
     first.flush()
 
