@@ -113,6 +113,11 @@ def lay(orders: Orders, modules: tuple[str, ...]) -> None:
         setattr(owner, name, orders.wrap(target, getattr(owner, name)))
 
 
+def confirm_each_write() -> None:
+    """Under B a peer whose disk is quick says nothing but the answer, and no write would be answered before that."""
+    importlib.import_module("mirror.confirmer").QUICK_BYTES_MAX = -1  # type: ignore[attr-defined]
+
+
 def lose_flushes() -> None:
     os.fsync = os.fdatasync = lambda descriptor: None
     os.RWF_DSYNC = 0
@@ -126,3 +131,5 @@ if "NBDMIRROR_CRASH" in os.environ:
     lay(
         Orders(Path(os.environ["NBDMIRROR_CRASH"])), ("cli.", "mirror.store") if command else ("mirror.", "nbd_server.")
     )
+    if not command:
+        confirm_each_write()
