@@ -350,7 +350,8 @@ class Stream:
         elif self._start + needed > RECEIVE_BUFFER_BYTES:
             self._buffer[:available] = self._buffer[self._start : self._end]
             self._start, self._end = 0, available
-        self.send_held()
+        if self._held:
+            self.send_held()
         while self._end - self._start < needed:
             try:
                 count = self._socket.recv_into(self._view[self._end :])
@@ -361,7 +362,8 @@ class Stream:
             self._end += count
 
     def _receive_into(self, view: memoryview) -> None:
-        self.send_held()
+        if self._held:
+            self.send_held()
         done = 0
         while done < len(view):
             try:
