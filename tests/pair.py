@@ -4,10 +4,13 @@ For tests that must reach into a live session (a bit flipped in a queue), or tha
 """
 
 import socket
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 from cli.create import Wish, make_replica
 from mirror.core.states import ConnectionState, DiskState, Role
@@ -19,6 +22,20 @@ from nbd_server.volume import StartOptions, Volume
 
 PATIENCE_S = 20.0
 SIZE_BYTES = 8 << 20
+
+
+class HeldOperation:
+    """A disk one of whose operations ("write", "flush") takes until it is `released`."""
+
+    def __init__(self, volume: Volume, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.begun, self.released = threading.Event(), threading.Event()
+        self._carry_out = getattr(volume._replica.store, name)
+        monkeypatch.setattr(volume._replica.store, name, self)
+
+    def __call__(self, *arguments: Any) -> None:
+        self.begun.set()
+        assert self.released.wait(PATIENCE_S)
+        self._carry_out(*arguments)
 
 
 _given: set[int] = set()

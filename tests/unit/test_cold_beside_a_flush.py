@@ -14,24 +14,10 @@ from mirror.core.errors import DeviceError
 from mirror.core.limits import EXTENT_BYTES, EXTENTS_PER_PAGE, LOG_SLOTS_MIN
 from mirror.core.states import DiskState
 from nbd_server.volume import Volume
-from tests.pair import PATIENCE_S, pair, session_of
+from tests.pair import PATIENCE_S, HeldOperation, pair, session_of
 
 DATA = memoryview(b"\x3c" * 4096)
 SIZE_BYTES = 4 * LOG_SLOTS_MIN * EXTENT_BYTES
-
-
-class HeldFlush:
-    """A disk whose flushes take until they are `released`."""
-
-    def __init__(self, volume: Volume, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.begun, self.released = threading.Event(), threading.Event()
-        self._flush = volume._replica.store.flush
-        monkeypatch.setattr(volume._replica.store, "flush", self)
-
-    def __call__(self) -> None:
-        self.begun.set()
-        assert self.released.wait(PATIENCE_S)
-        self._flush()
 
 
 @pytest.fixture
@@ -68,7 +54,7 @@ def test_cold_writes_go_on_beside_a_flush_that_hangs(
 ) -> None:
     first, _ = volumes
     log = first._replica.log
-    held = HeldFlush(volumes[side], monkeypatch)
+    held = HeldOperation(volumes[side], "flush", monkeypatch)
     extents = range(3 * LOG_SLOTS_MIN)
     writer = threading.Thread(target=write_to, args=(first, extents))
     writer.start()
@@ -97,7 +83,7 @@ def test_a_map_that_can_not_be_written_fails_the_replica(
 ) -> None:
     """And the volume goes on through the peer, as when its log can't be written."""
     first, second = volumes
-    held = HeldFlush(second, monkeypatch)
+    held = HeldOperation(second, "flush", monkeypatch)
     store = first._replica.store
 
     def refuse(_pages: object) -> None:
@@ -132,7 +118,7 @@ def test_nor_does_the_first_cold_write_after_hot_ones_over_the_whole_log(
         write_to(first, range(extent, extent + 1))
     await_room(first)
     assert len(log.victims_waiting()) == LOG_SLOTS_MIN
-    held = HeldFlush(volumes[side], monkeypatch)
+    held = HeldOperation(volumes[side], "flush", monkeypatch)
     writer = threading.Thread(target=write_to, args=(first, range(3 * LOG_SLOTS_MIN, 3 * LOG_SLOTS_MIN + 1)))
     writer.start()
     writer.join(PATIENCE_S / 2)

@@ -14,7 +14,7 @@ from mirror.link import Stream
 from mirror.proof import Proof
 from mirror.runtime import Runtime
 from nbd_server.volume import Volume
-from tests.pair import PATIENCE_S, assert_equal_copies, pair, session_of
+from tests.pair import PATIENCE_S, HeldOperation, assert_equal_copies, pair, session_of
 
 DATA = memoryview(b"\x5a" * 4096)
 
@@ -46,24 +46,6 @@ def told(mirrored: tuple[Volume, Volume], monkeypatch: pytest.MonkeyPatch) -> li
     return said
 
 
-class Stall:
-    """Of the peer's disk: its next write waits until `end`."""
-
-    def __init__(self, volume: Volume, monkeypatch: pytest.MonkeyPatch) -> None:
-        self._may_end = threading.Event()
-        store = volume._replica.store
-        write = store.write
-
-        def stalled(*arguments: Any) -> None:
-            assert self._may_end.wait(PATIENCE_S)
-            write(*arguments)
-
-        monkeypatch.setattr(store, "write", stalled)
-
-    def end(self) -> None:
-        self._may_end.set()
-
-
 def test_a_quick_disk_answers_once(
     mirrored: tuple[Volume, Volume], told: list[MessageType], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -83,7 +65,7 @@ def test_a_stall_is_not_the_clients(
         monkeypatch.setattr(confirmer, "IDLE_LOOKS", 0)
         first.write(DATA, 0, False)
         told.clear()
-    stall = Stall(second, monkeypatch)
+    stall = HeldOperation(second, "write", monkeypatch)
     first.write(DATA, 4096, False)
     assert told == [MessageType.RECEIVED]
     # Not applied, so what overlaps it and a flush wait.
@@ -91,7 +73,7 @@ def test_a_stall_is_not_the_clients(
     flushing.start()
     flushing.join(0.05)
     assert flushing.is_alive()
-    stall.end()
+    stall.released.set()
     flushing.join(PATIENCE_S)
     assert told == [MessageType.RECEIVED, MessageType.ANSWER, MessageType.ANSWER]
     # Whoever stalled may do so again.

@@ -17,10 +17,19 @@ from mirror.link import Stream
 from mirror.peer import Peer
 from mirror.proof import Proof
 from nbd_server.volume import Volume
-from tests.pair import assert_equal_copies, cut_until_in_step, pair, peer_of, session_of, wait_ended, wait_in_step
+from tests.pair import (
+    PATIENCE_S,
+    HeldOperation,
+    assert_equal_copies,
+    cut_until_in_step,
+    pair,
+    peer_of,
+    session_of,
+    wait_ended,
+    wait_in_step,
+)
 
 DATA = memoryview(b"\x5a" * 4096)
-PATIENCE_S = 20.0
 
 
 @pytest.fixture
@@ -168,43 +177,33 @@ def test_behind_the_last_write_of_a_commit(committing: tuple[Volume, Volume], as
     assert asked == ["WRITE", "WRITE+FLUSH"]
 
 
-def test_the_write_is_answered_while_the_peer_still_flushes(committing: tuple[Volume, Volume]) -> None:
+def test_the_write_is_answered_while_the_peer_still_flushes(
+    committing: tuple[Volume, Volume], monkeypatch: pytest.MonkeyPatch
+) -> None:
     first, second = committing
-    store, may_end = second._replica.store, threading.Event()
-    flush = store.flush
-
-    def slow() -> None:
-        assert may_end.wait(PATIENCE_S)
-        flush()
-
-    store.flush = slow  # type: ignore[method-assign]
+    held = HeldOperation(second, "flush", monkeypatch)
     first.write(DATA, 4096, False)
     flushing = threading.Thread(target=first.flush)
     flushing.start()
     flushing.join(0.05)
     assert flushing.is_alive(), "the flush ended before the peer's"
-    may_end.set()
+    held.released.set()
     flushing.join(PATIENCE_S)
     assert not flushing.is_alive()
 
 
-def test_an_answer_that_nobody_asked_for_is_no_debt(committing: tuple[Volume, Volume]) -> None:
+def test_an_answer_that_nobody_asked_for_is_no_debt(
+    committing: tuple[Volume, Volume], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Or after disk_timeout_s the session would end; one that does not come is one, as ever."""
     first, second = committing
-    session, store, may_end = session_of(first), second._replica.store, threading.Event()
-    flush = store.flush
-
-    def slow() -> None:
-        assert may_end.wait(PATIENCE_S)
-        flush()
-
-    store.flush = slow  # type: ignore[method-assign]
+    session, held = session_of(first), HeldOperation(second, "flush", monkeypatch)
     first.write(DATA, 4096, False)
     (stream,) = session._flushed_ahead
     number = -1 - session.outgoing.index(stream)
     session.check_answers()
     assert number in session._progress
-    may_end.set()
+    held.released.set()
     for _ in range(100):
         if stream.has_more:
             break
