@@ -130,10 +130,12 @@ class History:
         survivals: dict[object, Survival] = {}
         verdicts: dict[object, bool] = {}
         wrong = []
+        places = reign.places
         for sector, tag in _by_sector(tags):
-            key, settled = key_of(sector), reign.places[sector].settled
+            settled = places[sector].settled
             if settled is not None and settled.tag == tag and settled.call_time <= time:
                 continue
+            key = key_of(sector)
             good = verdicts.get((key, tag))
             if good is None:
                 if key not in survivals:

@@ -493,17 +493,21 @@ class Truth:
 
     def _alone(self, held: Held, what: str) -> None:
         """An answer that the peer does not have: the record must be durable (record-before-ack-alone)."""
-        known, other = held.known, self.other(held)
-        assert known is not None
-        theirs = other.known
-        recorded = known.peer_disk in LEFT_BEHIND or not known.met_peer
-        if not recorded or (theirs is not None and known.current == theirs.current and known.met_peer):
+        if not self._has_recorded_alone(held):
             self.world.violate(
                 "record-before-ack-alone",
-                f"{held.name} answered {what} that {other.name} does not have, and did not durably record it before",
+                f"{held.name} answered {what} that {self.other(held).name} does not have, and did not durably record it"
+                " before",
             )
         assert held.serving is not None
         self._count_alone(held, held.serving)
+
+    def _has_recorded_alone(self, held: Held) -> bool:
+        """Whether it has durably left its peer behind, which then serves without its answers by force only."""
+        known, theirs = held.known, self.other(held).known
+        assert known is not None
+        recorded = known.peer_disk in LEFT_BEHIND or not known.met_peer
+        return recorded and (theirs is None or known.current != theirs.current or not known.met_peer)
 
     def _count_alone(self, held: Held, reign: Reign) -> None:
         self._count(held, reign.number)
@@ -539,6 +543,13 @@ class Truth:
         if not lacks_there:
             if lacks_here and held.serving is not None:
                 self._count_alone(other, held.serving)
+            elif (
+                held.serving is not None
+                and self._has_recorded_alone(held)
+                and not all(self._seen(other, sector, operation.tag, started) for sector in sectors)
+            ):
+                # The peer lost power meanwhile, perhaps before it had this.
+                self._count_alone(held, held.serving)
             self._check_fua(held, operation)
             return
         volume = held.machine.volume
@@ -563,8 +574,11 @@ class Truth:
         self._check_fua(held, operation)
 
     def _reached(self, held: Held, sector: int, tag: int, started: int) -> bool:
-        if held.power_cut_at > started:
-            return True  # it had it, or not; what it lost it lost by a crash
+        # After a power cut: it had it, or not; what it lost it lost by a crash.
+        return held.power_cut_at > started or self._seen(held, sector, tag, started)
+
+    @staticmethod
+    def _seen(held: Held, sector: int, tag: int, started: int) -> bool:
         return held.seen_at.get(sector, {}).get(tag, 0) > started
 
     @staticmethod
