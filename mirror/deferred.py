@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 # A write into the peer's page cache takes a few microseconds; then its answer follows the word that it is received.
 APPLIED_US = 15
+# Under protocol A a client need not wait for the link: no longer for the answer than a quick one takes.
+QUICK_ANSWER_US = 100
 
 
 @dataclass(slots=True)
@@ -60,7 +62,7 @@ class Pending:
         self.deferred.applied(self)
         if self.alone_since_ns:
             primary = self.deferred.primary
-            primary.spin.note(False, primary.trace.start() - self.alone_since_ns)
+            primary.spin.note(False, self.alone_since_ns, primary.trace.start())
 
     def lost(self, _reason: str) -> None:
         self.deferred.primary.detach(self.session)
@@ -165,14 +167,15 @@ class Deferred:
         What comes after that is left to the reaper, unless it comes while this worker looks for it anyway.
         """
         primary = self.primary
-        flags = wanted | Flag.SPIN if spin_us else wanted
-        stream = change.ask_peer(session, flags, spin_us, lent=wanted != 0)
+        peer_us = primary.spin.peer_us if spin_us else 0
+        flags = wanted | Flag.SPIN if peer_us else wanted
+        stream = change.ask_peer(session, flags, peer_us, lent=wanted != 0)
         error = change.apply_here(primary.replica.store)
         change.waits_for = LINK
         peer_has_it = False
         if stream is not None:
             try:
-                told = spin_us > 0 and stream.spin(spin_us)
+                told = spin_us > 0 and stream.spin(spin_us if wanted else min(spin_us, QUICK_ANSWER_US))
                 if not (told or wanted or error is not None):
                     return not self._hand_over(session, stream, ticket, change)
                 header, _ = stream.receive()

@@ -12,6 +12,7 @@ against a real libzmq socket.
 Threads: one thread sends on a stream and one receives at a time. The control stream has several senders, under a lock.
 """
 
+import os
 import select
 import socket
 import struct
@@ -248,7 +249,8 @@ class Stream:
     def spin(self, us: int) -> bool:
         """Look for so many microseconds whether there is something to receive, without sleeping.
 
-        By poll: a receive that finds nothing makes an exception, which takes longer than five looks.
+        By poll: a receive that finds nothing makes an exception, which takes longer than five looks. Whoever else wants
+        this processor gets it between two looks: the client who was just answered may be waiting for it.
         """
         if self._end > self._start:
             return True
@@ -263,6 +265,7 @@ class Stream:
         while not look(0):
             if clock() > deadline_ns:
                 return False
+            os.sched_yield()
         return True
 
     @property
@@ -580,7 +583,7 @@ class Poller:
     def wait(self, spin_us: int = 0) -> list[Stream]:
         """Block until streams have something to receive (or ended); an empty list after `close`.
 
-        Before it sleeps it looks for so many microseconds.
+        Before it sleeps it looks for so many microseconds, as `Stream.spin` does.
         """
         deadline_ns = time.perf_counter_ns() + spin_us * 1000 if spin_us else 0
         while spin_us and not self._closed:
@@ -589,6 +592,7 @@ class Poller:
                 return ready
             if time.perf_counter_ns() > deadline_ns:
                 break
+            os.sched_yield()
         while not self._closed:
             ready = [self._streams[fd] for fd, _ in self._epoll.poll() if fd in self._streams]
             if ready:

@@ -202,7 +202,7 @@ class Primary:
             else:
                 self.change_both(session, change, spin_us)
             if alone and unlock and self.is_alone() and change.is_typical and session is not None:
-                self.spin.note(spin_us > 0, self.trace.start() - started_ns)
+                self.spin.note(spin_us > 0, started_ns, self.trace.start())
         finally:
             if unlock:
                 self.unlock(ticket, first, last, change)
@@ -412,7 +412,8 @@ class Primary:
                 # What comes after a write that will be flushed comes when the peer would have given up looking.
                 self._send(session, change, 0, spin_us, commits.next_is_last)
             else:
-                self._send(session, change, Flag.SPIN if spin_us else 0, spin_us)
+                peer_us = self.spin.peer_us if spin_us else 0
+                self._send(session, change, Flag.SPIN if peer_us else 0, peer_us)
         error = None if self.peer_only else change.apply_here(self._store)
         change.waits_for = LINK
         peer_has_it = False

@@ -89,9 +89,10 @@ PARKED_ON_STREAMS_MAX = 2
 # Streams for resync: while one chunk is applied or compared the next one is on the way. More threads only pass the
 # interpreter's lock around (1 GiB on two cores: 264 to 347 MB/s with two, 214 to 376 with four).
 SYNC_STREAMS = 2
-# Microseconds that either end looks for the next message before it sleeps, while one write is in flight: a round trip
-# and the peer's write take 15 to 30, a client's next write comes 15 to 60 after the last one's answer.
-SPIN_US_MAX = 100
+# Microseconds that either end looks for the next message before it sleeps, while one write is in flight. A round trip
+# and the peer's write take 15 to 30, a client's next write comes 15 to 60 after the last one's answer; on a machine on
+# which waking a sleeper takes 35 (a guest on an AMD EPYC), 30 to 80 and 90 to 150.
+SPIN_US_MAX = 400
 # Unanswered writes under protocol A (the bounded send queue of invariant ack-c).
 IN_FLIGHT_COUNT_MAX = 1024
 IN_FLIGHT_BYTES_MAX = 32 * MIB

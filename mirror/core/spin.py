@@ -10,6 +10,9 @@ of all: it jumps less), and tries the other way with few enough writes that no p
 off after one miss (throws the gain away), the share of misses (beside busy loops answers come in time and the p99 is
 twice as bad all the same), asking for the load of the machine (it knows nothing of quotas).
 
+The peer looks for the next write, after its answer to this one. How long that will be off the primary knows: where a
+client takes its time, the peer does not look at all.
+
 Pure: the caller reads the clock. Writes that are alone are noted one at a time; a lost update costs a measurement.
 """
 
@@ -31,6 +34,8 @@ _TRIAL_WRITES = 32
 _TRIAL_EVERY_ASLEEP = 1024
 # Comparisons in a row that must say so before it changes its mind: longer than one outlier is remembered.
 _VOTES = _KEPT // _COMPARE_EVERY + 2
+# Long pauses of the client more than short ones, of the latest so many, and the peer sleeps at once.
+_PAUSES = 8
 # Noise in the tail of so few: spinning is not given up for less.
 _WORSE_TAIL = 1.25
 
@@ -66,6 +71,10 @@ class Spin:
         self.us = SPIN_US_MAX if self.auto else 0 if setting == "off" else int(setting)
         assert 0 <= self.us <= SPIN_US_MAX, f"{self.us} us"
         self.pays = self.us > 0
+        # How long the peer is to look for the write after this one.
+        self.peer_us = self.us
+        self._long_pauses = 0
+        self._ended_ns = 0
         self._spun, self._slept = _Latest(), _Latest()
         self._since = 0
         self._votes = 0
@@ -77,11 +86,19 @@ class Spin:
         """For this write: microseconds to spin at most, 0 to sleep."""
         return self.us if self.pays is not (self._trial > 0) else 0
 
-    def note(self, spun: bool, latency_ns: int) -> None:
-        """A write that was alone took so long."""
+    def note(self, spun: bool, started_ns: int, ended_ns: int) -> None:
+        """A write that was alone took from then to then."""
         if not self.auto:
             return
-        (self._spun if spun else self._slept).add(latency_ns)
+        if started_ns - self._ended_ns > self.us * 1000:
+            if self._long_pauses < _PAUSES:
+                self._long_pauses += 1
+                self.peer_us = self.us if self._long_pauses <= _PAUSES // 2 else 0
+        elif self._long_pauses:
+            self._long_pauses -= 1
+            self.peer_us = self.us if self._long_pauses <= _PAUSES // 2 else 0
+        self._ended_ns = ended_ns
+        (self._spun if spun else self._slept).add(ended_ns - started_ns)
         if self._trial:
             self._trial -= 1
             return

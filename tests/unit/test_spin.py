@@ -13,13 +13,14 @@ BUSY = {True: (52, 4100), False: (86, 1900)}
 
 
 def live(spin: Spin, world: dict[bool, tuple[int, int]], writes: int, draw: random.Random) -> int:
-    """So many writes that were alone; how many of them spun."""
-    spun = 0
+    """So many writes that were alone, one after the other; how many of them spun."""
+    spun = now_ns = 0
     for _ in range(writes):
         us = spin.wanted_us
         p50, p99 = world[us > 0]
         latency_us = p99 * draw.uniform(1.0, 1.3) if draw.random() < 0.013 else p50 * draw.uniform(0.85, 1.15)
-        spin.note(us > 0, int(latency_us * 1000))
+        started_ns, now_ns = now_ns, now_ns + int(latency_us * 1000)
+        spin.note(us > 0, started_ns, now_ns)
         spun += us > 0
     return spun
 
@@ -60,7 +61,7 @@ def test_one_long_pause_of_the_machine_changes_nothing() -> None:
     spin = Spin("auto")
     live(spin, QUIET, 2000, draw)
     for _ in range(50):
-        spin.note(spin.wanted_us > 0, 20_000_000)
+        spin.note(spin.wanted_us > 0, 0, 20_000_000)
         assert live(spin, QUIET, 2000, draw) > 1900
 
 
@@ -68,5 +69,30 @@ def test_one_long_pause_of_the_machine_changes_nothing() -> None:
 def test_a_number_is_taken_at_its_word(us: int) -> None:
     spin = Spin(us)
     for latency_ns in (10, 10**9) * 5000:
-        assert spin.wanted_us == us
-        spin.note(True, latency_ns)
+        assert spin.wanted_us == spin.peer_us == us
+        spin.note(True, 10**12, 10**12 + latency_ns)
+
+
+def test_the_peer_looks_for_the_next_write_only_where_it_mostly_comes_in_time() -> None:
+    spin = Spin("auto")
+    now_ns = 0
+
+    def write_after(pause_us: int) -> None:
+        nonlocal now_ns
+        started_ns = now_ns + pause_us * 1000
+        now_ns = started_ns + 50_000
+        spin.note(spin.wanted_us > 0, started_ns, now_ns)
+
+    for _ in range(200):
+        write_after(SPIN_US_MAX // 2)
+        assert spin.peer_us == SPIN_US_MAX
+    # One pause between two bursts throws nothing away.
+    write_after(1_000_000)
+    assert spin.peer_us == SPIN_US_MAX
+    for _ in range(10):
+        write_after(2 * SPIN_US_MAX)
+    assert spin.peer_us == 0
+    assert spin.wanted_us == SPIN_US_MAX, "the answer comes as quickly as ever"
+    for _ in range(10):
+        write_after(SPIN_US_MAX // 2)
+    assert spin.peer_us == SPIN_US_MAX
