@@ -52,6 +52,8 @@ class Pending:
     queued: bool
     # When it began, if it was alone: what it took until the peer had it tells whether spinning would have paid.
     alone_since_ns: int
+    # How long the client waited while its answer was looked for in vain.
+    looked_ns: int
 
     @property
     def request(self) -> Request:
@@ -60,9 +62,6 @@ class Pending:
     def answered(self, header: Header) -> None:
         self.deferred.check(self.session, header)
         self.deferred.applied(self)
-        if self.alone_since_ns:
-            primary = self.deferred.primary
-            primary.spin.note(False, self.alone_since_ns, primary.trace.start())
 
     def lost(self, _reason: str) -> None:
         self.deferred.primary.detach(self.session)
@@ -98,7 +97,7 @@ class Deferred:
         if self.protocol == "B":
             stays = self._change_sent(session, ticket, change, spin_us, Flag.ACK_RECEIVED)
         elif spin_us and not self._pending:
-            stays = self._change_sent(session, ticket, change, spin_us, 0)
+            stays = self._change_sent(session, ticket, change, spin_us, 0, alone_since_ns)
         else:
             stays = self._change_queued(session, ticket, change, alone_since_ns)
         if change.span is not None:
@@ -148,6 +147,7 @@ class Deferred:
             change.payload_crc,
             queued,
             alone_since_ns,
+            0 if queued else QUICK_ANSWER_US * 1000,
         )
         self._next += 1
         self._pending[pending.number] = pending
@@ -161,7 +161,9 @@ class Deferred:
             session.disk_trouble = True
             raise PeerError(f"the peer could not carry out a write (errno {header.code})")
 
-    def _change_sent(self, session: Session, ticket: Ticket, change: Change, spin_us: int, wanted: int) -> bool:
+    def _change_sent(
+        self, session: Session, ticket: Ticket, change: Change, spin_us: int, wanted: int, alone_since_ns: int = 0
+    ) -> bool:
         """Sent by this worker, which waits for the word that protocol B wants (ACK_RECEIVED), if any.
 
         What comes after that is left to the reaper, unless it comes while this worker looks for it anyway.
@@ -177,7 +179,7 @@ class Deferred:
             try:
                 told = spin_us > 0 and stream.spin(spin_us if wanted else min(spin_us, QUICK_ANSWER_US))
                 if not (told or wanted or error is not None):
-                    return not self._hand_over(session, stream, ticket, change)
+                    return not self._hand_over(session, stream, ticket, change, alone_since_ns)
                 header, _ = stream.receive()
                 if header.type not in (MessageType.RECEIVED, MessageType.ANSWER):
                     raise ProtocolError(f"a {header.type.name} message where an answer was due")
@@ -200,7 +202,9 @@ class Deferred:
         primary.settle(session, change.offset, change.length, peer_has_it, error)
         return True
 
-    def _hand_over(self, session: Session, stream: Stream, ticket: Ticket, change: Change) -> bool:
+    def _hand_over(
+        self, session: Session, stream: Stream, ticket: Ticket, change: Change, alone_since_ns: int = 0
+    ) -> bool:
         """The peer has it in memory: let the reaper wait for the rest. False when the session ended meanwhile."""
         primary = self.primary
         with self._books:
@@ -209,7 +213,7 @@ class Deferred:
                 # First, for it may refuse: what is registered is unlocked by whoever ends the session.
                 poller.add(stream)
                 primary.flushes.needed = True
-                self._by_stream[stream] = self._register(session, ticket, change, b"", False, 0)
+                self._by_stream[stream] = self._register(session, ticket, change, b"", False, alone_since_ns)
         if poller is None:
             primary.settle(session, change.offset, change.length, False, None)
             return False
@@ -247,6 +251,10 @@ class Deferred:
             if replica.suspects.any and attached:
                 replica.suspects.written(pending.offset, pending.length)
         self.primary.unlock(pending.ticket, *extents_of(pending.offset, pending.length))
+        if pending.alone_since_ns:
+            # A look in vain counts twice, for the client has nothing of it.
+            since_ns = pending.alone_since_ns - pending.looked_ns
+            self.primary.spin.note(pending.looked_ns > 0, since_ns, self.primary.trace.start())
         with self._books:
             self._changed.notify_all()
 

@@ -201,7 +201,9 @@ class Primary:
                     self.record_alone()
             else:
                 self.change_both(session, change, spin_us)
-            if alone and unlock and self.is_alone() and change.is_typical and session is not None:
+            # One that is still on its way under A is noted when the peer has it.
+            noted_later = not unlock and self._deferred.protocol == "A"
+            if alone and not noted_later and self.is_alone() and change.is_typical and session is not None:
                 self.spin.note(spin_us > 0, started_ns, self.trace.start())
         finally:
             if unlock:

@@ -63,3 +63,19 @@ def test_a_payload_is_lent_where_the_client_waits_until_the_peer_has_it(
         monkeypatch.setattr(Stream, "send", send)
         first.write(memoryview(bytes(LENT_BYTES_MIN)), 0, False)
     assert sent == [lent]
+
+
+def test_under_a_looking_that_is_always_in_vain_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A link slower than a client's patience: a miss must count, or nothing is ever compared."""
+    with pair(tmp_path, "A") as (first, _):
+        primary = first._primary
+        primary.spin = Spin("auto")
+        monkeypatch.setattr(Primary, "is_alone", lambda primary: True)
+        monkeypatch.setattr(Stream, "spin", lambda stream, us: False)
+        for number in range(4000):
+            first.write(DATA, number % 64 * 4096, False)
+            # Only where nothing is on its way is an answer looked for.
+            first.flush()
+            if not primary.spin.pays:
+                break
+        assert not primary.spin.pays
