@@ -306,23 +306,23 @@ FAULTS = (
         "a suspect block consumed by resync",
         ("mirror.core.selection:select_changed", "copied.remove(my_suspects)", "pass"),
         ("mirror.peer:Peer._attach", "replica.dirty.remove(replica.suspects.found)", "pass"),
-        events=("flip", "verify", "kill", "kill-nbdkit"),
+        events=("strike-suspect",),
     ),
     _fault(
         "a part of a suspect block written alone is not sent",
         ("mirror.sync:SyncSource._finish", "self._send_suspect_parts()", "pass"),
-        events=("flip", "reset", "disconnect", "connect"),
+        events=("strike-suspect",),
     ),
     _fault(
         "a suspect block written whole alone is not sent",
         ("mirror.replica:Replica.suspects_written_alone", "self.suspects.clear(whole)", "pass"),
-        events=("flip", "verify", "cut", "heal"),
+        events=("strike-suspect",),
     ),
     _fault(
         "a write of a suspect block answered before it is stable",
         ("mirror.primary:Primary._on_suspects", "change.flags |= Flag.FUA", "pass"),
         ("mirror.primary:Primary.suspect_locked", "if open_here:", "if False:"),
-        events=("flip", "verify", "power"),
+        events=("strike-suspect",),
     ),
     _fault(
         "a parked write applied before its record",
@@ -398,6 +398,16 @@ FAULTS = (
         ("mirror.opening:open_replica", "if same_boot and found.crashed and", "if found.crashed and"),
         events=("power", "power-both", "slow-disk"),
         protocols="CCB",
+    ),
+    _fault(
+        "an Outdated copy promoted without force",
+        (
+            "nbd_server.volume:Volume._may_promote",
+            "disk = self._replica.disk_state(connected=session is not None)",
+            "disk = self._replica.disk_state(connected=session is not None)\n"
+            "    disk = states.DiskState.UP_TO_DATE if disk is states.DiskState.OUTDATED else disk",
+        ),
+        events=("promote", "cut", "power", "disconnect"),
     ),
     _fault(
         "an Inconsistent copy promoted",

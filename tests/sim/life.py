@@ -340,6 +340,20 @@ class Life:
             self.truth.spoilt[sector] = self.truth.now()
             self.world.note(machine.name, f"block {page} has a flipped bit")
 
+    def _strike_suspect(self, machine: Machine, number: float) -> None:
+        """A bit flips and is looked for; when a client has written the block anew, power fails or the links are cut."""
+        self._flip(machine, number)
+        self._verify(machine, number)
+        draw = self.scheduler.random
+
+        def strike() -> None:
+            self.truth.on_suspect_written = lambda: None
+            fate, victim = draw.choice((self._power, self._power, self._power_both, self._cut)), draw.choice(NAMES)
+            delay_s = draw.choice((0.0, 0.001, 0.01)) * draw.random()
+            self.scheduler.at(delay_s, lambda: None if self.healing else fate(self.world.machines[victim], number))
+
+        self.truth.on_suspect_written = strike
+
     def _verify(self, machine: Machine, _number: float) -> None:
         machine.run("verify", lambda volume: volume._command({"command": "verify", "act": "start"}))
 
@@ -382,7 +396,16 @@ class Life:
         machine.disk.slow = 1 + number * 10
 
     def _promote(self, machine: Machine, _number: float) -> None:
-        machine.run("promote", lambda volume: volume.promote(False))
+        held = self.truth.held[machine.name]
+
+        def promote(volume: Any) -> Any:
+            known, apart = held.known, not self.truth.connected(held)
+            answer = volume.promote(False)
+            if apart and known is not None and known.disk is DiskState.OUTDATED and not self.truth.connected(held):
+                self.world.violate("no-bad-primary", f"{machine.name} is Outdated, and was promoted without force")
+            return answer
+
+        machine.run("promote", promote)
 
     def _force_promote(self, machine: Machine, _number: float) -> None:
         machine.run("promote --force", lambda volume: volume.promote(True))

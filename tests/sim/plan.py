@@ -70,6 +70,8 @@ EVENTS = {
     "fail-flush": 1, "fail-write": 1, "fail-read": 1, "full": 1, "stall-disk": 2, "slow-disk": 1, "stick-write": 2,
     "promote": 4, "force-promote": 2, "demote": 3, "switch": 4, "disconnect": 2, "connect": 3, "replace": 1,
     "flip": 1, "verify": 1, "resize": 2, "log-size": 3, "strike-parked": 2,
+    # Where it is asked for: much else can go wrong beside a flipped bit.
+    "strike-suspect": 0,
 }  # fmt: skip
 
 

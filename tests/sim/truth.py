@@ -117,6 +117,8 @@ class Truth:
         # When each block was first seen among the suspects of a replica, and when it was last written whole.
         self.suspected: dict[int, int] = {}
         self.written_whole: dict[int, int] = {}
+        # What happens when a write of a suspect block is answered.
+        self.on_suspect_written: Callable[[], None] = lambda: None
         # When each sector last got a client's write on either replica, and when a bit of it was flipped.
         self.client_wrote: dict[int, int] = {}
         self.spoilt: dict[int, int] = {}
@@ -531,6 +533,8 @@ class Truth:
         first, last = operation.sectors.start, operation.sectors.stop
         for page in range(-(-first // SECTORS_PER_PAGE), last // SECTORS_PER_PAGE):
             self.written_whole[page] = self.now()
+        if self.suspected and any(sector // SECTORS_PER_PAGE in self.suspected for sector in operation.sectors):
+            self.on_suspect_written()
         other = self.other(held)
         sectors = operation.sectors
         lacks_here = [one for one in sectors if not self._reached(held, one, operation.tag, started)]
