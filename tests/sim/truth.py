@@ -530,11 +530,7 @@ class Truth:
         """A write, zero or trim was answered well."""
         # First, for they may be seen here for the first time, and be no more because of this very write.
         self.note_suspects()
-        first, last = operation.sectors.start, operation.sectors.stop
-        for page in range(-(-first // SECTORS_PER_PAGE), last // SECTORS_PER_PAGE):
-            self.written_whole[page] = self.now()
-        if self.suspected and any(sector // SECTORS_PER_PAGE in self.suspected for sector in operation.sectors):
-            self.on_suspect_written()
+        self._note_written(operation.sectors)
         other = self.other(held)
         sectors = operation.sectors
         lacks_here = [one for one in sectors if not self._reached(held, one, operation.tag, started)]
@@ -576,6 +572,12 @@ class Truth:
         if held.serving is not None:
             self.changed_alone.add(held.serving.number)
         self._check_fua(held, operation)
+
+    def _note_written(self, sectors: range) -> None:
+        for page in range(-(-sectors.start // SECTORS_PER_PAGE), sectors.stop // SECTORS_PER_PAGE):
+            self.written_whole[page] = self.now()
+        if self.suspected and any(sector // SECTORS_PER_PAGE in self.suspected for sector in sectors):
+            self.on_suspect_written()
 
     def _reached(self, held: Held, sector: int, tag: int, started: int) -> bool:
         # After a power cut: it had it, or not; what it lost it lost by a crash.
