@@ -234,12 +234,13 @@ class Runbook:
             self._verify_everything()
 
     def _verify_everything(self) -> None:
-        """One that begins now and comes to its end: neither one that runs since before nor one that a lost link stops."""
+        """One that begins now and comes to its end: neither one of before nor one that a lost link stops."""
         waited_s = 0.0
+        accepted: list[None] = []
+        request = {"command": "verify", "act": "start", "restart": True}
         while waited_s < PROOF_S and not self.world.violations:
             primary = next((machine for machine in self.world.machines.values() if machine.is_primary), None)
-            accepted: list[None] = []
-            request = {"command": "verify", "act": "start", "restart": True}
+            accepted.clear()
             if primary is not None:
                 self._act(primary, "verify", lambda volume: accepted.append(volume._command(request)))
             self._await("verify", lambda status: status is None)
