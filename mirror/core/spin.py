@@ -93,10 +93,9 @@ class Spin:
         if started_ns - self._ended_ns > self.us * 1000:
             if self._long_pauses < _PAUSES:
                 self._long_pauses += 1
-                self.peer_us = self.us if self._long_pauses <= _PAUSES // 2 else 0
         elif self._long_pauses:
             self._long_pauses -= 1
-            self.peer_us = self.us if self._long_pauses <= _PAUSES // 2 else 0
+        self.peer_us = self.us if self._long_pauses <= _PAUSES // 2 else 0
         self._ended_ns = ended_ns
         (self._spun if spun else self._slept).add(ended_ns - started_ns)
         if self._trial:

@@ -254,10 +254,9 @@ def faults(as_json: bool, only: str, anew: bool) -> None:
             rows.append({"fault": fault.name, **row._asdict()})
             progress.advance(task)
     if anew:
-        found_now = {row["fault"]: row["life"] for row in rows if row["invariant"]}
-        merged = {fault.name: {**known, **found_now}.get(fault.name) for fault in FAULTS}
-        told = {name: life for name, life in merged.items() if life is not None}
-        FOUND.write_text(json.dumps(told, indent=4) + "\n")
+        known |= {row["fault"]: row["life"] for row in rows if row["invariant"]}
+        ordered = {fault.name: known[fault.name] for fault in FAULTS if fault.name in known}
+        FOUND.write_text(json.dumps(ordered, indent=4) + "\n")
     if as_json:
         click.echo(json.dumps(rows))
     else:

@@ -234,20 +234,19 @@ class Life:
         """
         held, draw = self.truth.held[machine.name], self.scheduler.random
 
-        def happen(fate: Callable[[Machine, float], None], victim: Machine) -> None:
-            if not self.healing:
-                fate(victim, number)
-
         def strike() -> None:
             held.on_parked = lambda: None
             delay_s = draw.choice((0.0, 0.0005, 0.002)) * draw.random()
             fate = draw.choice((self._kill_nbdkit, self._cut))
-            self.scheduler.at(delay_s, lambda: happen(fate, machine))
+            self._strike(delay_s, fate, machine, number)
             if draw.random() < 0.7:
                 other = self.world.other(machine)
-                self.scheduler.at(delay_s + draw.choice((0.0, 0.001, 0.1)), lambda: happen(self._power, other))
+                self._strike(delay_s + draw.choice((0.0, 0.001, 0.1)), self._power, other, number)
 
         held.on_parked = strike
+
+    def _strike(self, delay_s: float, fate: Callable[[Machine, float], None], victim: Machine, number: float) -> None:
+        self.scheduler.at(delay_s, lambda: None if self.healing else fate(victim, number))
 
     def _restart(self, machine: Machine, delay_s: float, primary: bool = False) -> None:
         def restart() -> None:
@@ -350,7 +349,7 @@ class Life:
             self.truth.on_suspect_written = lambda: None
             fate, victim = draw.choice((self._power, self._power, self._power_both, self._cut)), draw.choice(NAMES)
             delay_s = draw.choice((0.0, 0.001, 0.01)) * draw.random()
-            self.scheduler.at(delay_s, lambda: None if self.healing else fate(self.world.machines[victim], number))
+            self._strike(delay_s, fate, self.world.machines[victim], number)
 
         self.truth.on_suspect_written = strike
 
