@@ -243,6 +243,10 @@ class Runbook:
             accepted.clear()
             if primary is not None:
                 self._act(primary, "verify", lambda volume: accepted.append(volume._command(request)))
+                if not accepted:
+                    # What a refusal advises: a new session, in case a disk of before broke what this one compares.
+                    self._act(primary, "disconnect", lambda volume: volume.disconnect())
+                    self._act(primary, "connect", lambda volume: volume.connect(False))
             self._await("verify", lambda status: status is None)
             if accepted and primary is not None and primary.volume is not None:
                 last = primary.volume._replica.superblock.last_verify
