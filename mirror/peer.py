@@ -85,6 +85,8 @@ class Peer:
         self.outcome: Outcome | None = None
         # What the last handshake chose.
         self.plan: Forecast | None = None
+        # When a session ended last that nobody ended on purpose.
+        self.lost_at_s: float | None = None
         self.source: SyncSource | None = None
         self.target_progress: dict[str, Any] | None = None
         self.seen: Standing | None = None
@@ -287,11 +289,21 @@ class Peer:
             replica.fail(DeviceError(str(replica.store.parked.path), "apply", errno.EIO, f"a bug of ours: {bug!r}"))
 
     def _on_end(self, session: Session, reason: str) -> None:
-        level = logging.INFO if session.orderly else logging.WARNING
-        log.log(level, "the session with the peer ended: %s", reason)
+        log.log(logging.INFO if session.orderly else logging.WARNING, "the session with the peer ended: %s", reason)
+        if not session.orderly:
+            self.lost_at_s = self._runtime.now_s()
         self._primary.detach(session)
         with self.changed:
             self.changed.notify_all()
+
+    def silence(self) -> dict[str, float | None]:
+        """How long the peer of the present session said nothing, and how long ago one was lost; null without one."""
+        now_s, session = self._runtime.now_s(), self.session
+        return {
+            "silent_s": None if session is None else round(now_s - session.heard_at_s, 3),
+            "lost_ago_s": None if self.lost_at_s is None else round(now_s - self.lost_at_s, 3),
+            "timeout_s": self.settings.peer_timeout_s,
+        }
 
     # The handshake
 

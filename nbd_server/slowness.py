@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from mirror.core import why_slow
+from mirror.peer import Peer
 from mirror.primary import Primary
 from mirror.replica import Replica
 from mirror.running import described
@@ -14,7 +15,7 @@ from mirror.running import described
 WATCH_S = 0.2
 
 
-def of_server(replica: Replica, primary: Primary, status: dict[str, Any]) -> dict[str, Any]:
+def of_server(replica: Replica, primary: Primary, peer: Peer | None, status: dict[str, Any]) -> dict[str, Any]:
     """What docs/operations.md describes; `status` is the same server's."""
     processor = _processor()
     now_ns = primary.trace.start()
@@ -24,6 +25,7 @@ def of_server(replica: Replica, primary: Primary, status: dict[str, Any]) -> dic
         "role": replica.role.value,
         "connection": status["connection"],
         "peer": status["peer"]["address"],
+        "peer_silence": peer.silence() if peer is not None else None,
         "protocol": status["protocol"],
         **primary.trace.spans.report(now_ns),
         "oldest": own[0] if own else None,

@@ -373,7 +373,7 @@ class Volume:
             "diff": lambda: outlook.diff(self._with_peer(), self._replica, request.get("limit")),
             "verify": lambda: self._with_peer().verifier.command(request),
             "resize": lambda: self.resize(request.get("size")),
-            "why_slow": lambda: slowness.of_server(self._replica, self._primary, self.status()),
+            "why_slow": lambda: slowness.of_server(self._replica, self._primary, self._peer, self.status()),
             "log_extents": lambda: self.set_log_extents(request.get("extents")),
         }
         command = commands.get(request["command"])

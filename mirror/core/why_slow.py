@@ -51,25 +51,37 @@ SLOW_US = {
     APPLY_FLUSH: 10_000.0,
 }
 DURABLE = (DURABLE_WRITE, DURABLE_APPLY, FLUSHES, APPLY_FLUSH)
+# What a role measures: the rest is of the time before it was taken.
+KINDS = {
+    "primary": (WRITE, DURABLE_WRITE, FLUSHES),
+    "secondary": (APPLY, DURABLE_APPLY, APPLY_FLUSH),
+}
 # A single request is slow, or waits now, from here on; half a tenth of a second is noticed.
 OUTLIER_US = 50_000.0
 # One thread at a time runs Python: with so much of a core the others mostly wait for it.
 BUSY_CORES = 0.85
 # Of fewer requests a percentile says little.
 COUNT_MIN = {"p50_us": 8, "p99_us": 50}
+# A peer that beats twenty times in the timeout after which it counts as lost is silent when five are missing.
+SILENT_PART = 0.25
+# The request's age is rounded to a tenth of a second, and the loss is noted a moment before the request goes on.
+AGES_DIFFER_S = 0.2
 # Of a request that nobody looked at, two halves are known: the stages that each may be.
 HALVES = {BEFORE: (RANGE, COLD), AFTER: (DISK, LINK, PEER_DISK)}
 GATE = "gate"
 
 
 class Blame(NamedTuple):
-    """`stage_us` of `total_us` of requests of this kind go there; `scope` says of which."""
+    """`stage_us` of `total_us` of requests of this kind go there; `scope` says of which. `began_ago_s`, `ended_ago_s`:
+    of the slowest one, where it is about single ones."""
 
     stage: str
     kind: str
     scope: str
     stage_us: float
     total_us: float
+    began_ago_s: float | None = None
+    ended_ago_s: float | None = None
 
 
 class Cause(NamedTuple):
@@ -107,7 +119,24 @@ def _busy(facts: Facts, blame: Blame) -> bool:
     return facts["processor"]["own_cores"] >= BUSY_CORES and blame.total_us < OUTLIER_US
 
 
-def _peer_is_silent(facts: Facts, blame: Blame) -> bool:
+def _peer_is_silent(facts: Facts, _blame: Blame) -> bool:
+    silence = facts["peer_silence"]
+    return silence is not None and (silence["silent_s"] or 0.0) > SILENT_PART * silence["timeout_s"]
+
+
+def _peer_was_lost(facts: Facts, blame: Blame) -> bool:
+    """There is none now, or the request was under way when the session ended."""
+    silence = facts["peer_silence"]
+    if silence is None or silence["lost_ago_s"] is None:
+        return False
+    if silence["silent_s"] is None:
+        return True
+    if blame.began_ago_s is None or blame.ended_ago_s is None:
+        return False
+    return bool(blame.ended_ago_s - AGES_DIFFER_S <= silence["lost_ago_s"] <= blame.began_ago_s + AGES_DIFFER_S)
+
+
+def _peer_tells_nothing(facts: Facts, blame: Blame) -> bool:
     return not _figure(facts, blame.kind, PEER_DISK, "p99_us")
 
 
@@ -116,10 +145,25 @@ def _goal(facts: Facts, _blame: Blame) -> bool:
 
 
 _RESYNC_HELPS = "it ends by itself; until then a lower `resync_rate` in the primary's volume.toml"
+_PEER_HELPS = "`nbdmirror status DIR` on its node, if that runs; a shorter `peer_timeout_s` in volume.toml waits less"
 _DISK_HELPS = "`iostat -x 1` on this node shows who uses it; a faster disk as `backing`"
 
 CAUSES: tuple[Cause, ...] = (
     Cause((GATE,), _always, "held", "requests are held while a role changes or a session begins", "wait; `status`"),
+    Cause(
+        (RANGE, COLD, LINK, PEER_DISK, FLUSH, AFTER),
+        _peer_is_silent,
+        "peer-gone",
+        "the peer is silent: requests wait until it answers or counts as lost",
+        _PEER_HELPS,
+    ),
+    Cause(
+        (LINK, PEER_DISK, AFTER),
+        _peer_was_lost,
+        "peer-gone",
+        "the peer was lost: requests waited until that was known",
+        _PEER_HELPS,
+    ),
     Cause(
         (PYTHON, REPLY),
         _always,
@@ -173,7 +217,7 @@ CAUSES: tuple[Cause, ...] = (
     ),
     Cause(
         (LINK,),
-        _peer_is_silent,
+        _peer_tells_nothing,
         "link-or-peer",
         "the link or the peer is slow; the peer's release does not say which",
         "`ping` the peer's node, and `iostat -x 1` there; upgrade nbdmirror on it",
@@ -252,6 +296,7 @@ def answer(facts: Facts) -> Answer:
 
 def _blames(facts: Facts) -> Iterator[Blame]:
     """What is slow, the best reason to ask first."""
+    kinds = KINDS[facts["role"]]
     oldest = facts["oldest"]
     if oldest is not None and (age_us := (oldest["age_s"] or 0) * 1e6) >= OUTLIER_US:
         yield Blame(oldest["waits_for"], oldest["kind"], f"a {oldest['kind']} waits now", age_us, age_us)
@@ -259,14 +304,19 @@ def _blames(facts: Facts) -> Iterator[Blame]:
         found = [
             (total_us / SLOW_US[kind], kind, total_us)
             for kind in facts["stages"]
-            if facts["stages"][kind][TOTAL]["count"] >= COUNT_MIN[percentile]
+            if kind in kinds
+            and facts["stages"][kind][TOTAL]["count"] >= COUNT_MIN[percentile]
             and (total_us := _figure(facts, kind, TOTAL, percentile)) >= SLOW_US[kind]
         ]
         if found:
             _, kind, total_us = max(found)
             stage = _worst(facts, kind, percentile)
             yield Blame(stage, kind, f"{scope} {PLURALS[kind]}", _figure(facts, kind, stage, percentile), total_us)
-    outliers = [entry for entry in facts["slowest"] if entry["total_us"] >= OUTLIER_US and entry["stages_us"]]
+    outliers = [
+        entry
+        for entry in facts["slowest"]
+        if entry["kind"] in kinds and entry["total_us"] >= OUTLIER_US and entry["stages_us"]
+    ]
     if outliers:
         sums: dict[str, float] = {}
         for entry in outliers:
@@ -276,7 +326,9 @@ def _blames(facts: Facts) -> Iterator[Blame]:
         stage = _resolved(facts, worst["kind"], max(sums, key=lambda name: sums[name]))
         total_us = sum(entry["total_us"] for entry in outliers) / len(outliers)
         stage_us = max(sums.values()) / len(outliers)
-        yield Blame(stage, worst["kind"], "now and then", stage_us, total_us)
+        ended_ago_s = worst["ago_s"]
+        began_ago_s = ended_ago_s + worst["total_us"] / 1e6
+        yield Blame(stage, worst["kind"], "now and then", stage_us, total_us, began_ago_s, ended_ago_s)
 
 
 def _worst(facts: Facts, kind: str, percentile: str) -> str:

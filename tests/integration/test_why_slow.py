@@ -155,6 +155,32 @@ def test_a_slow_link(cluster: Cluster) -> None:
     assert found["stages"]["write"]["link"]["p50_us"] >= 8000
 
 
+def test_a_peer_that_hangs_and_one_that_was_killed(cluster: Cluster) -> None:
+    """Neither is called a slow link: not while a write waits for it, and not afterwards."""
+    a, b = cluster.pair(peer_timeout_s=30.0)
+    a.allow(PEER_LOST)
+    with a.client() as client:
+        write_some(client)
+        b.freeze()
+        cookie = client.aio_pwrite(nbd_buffer(b"\xa5" * 4096), 40960)
+
+        def is_silent() -> dict[str, Any] | None:
+            now = why(a)
+            return now if now["cause"] == "peer-gone" else None
+
+        found = wait_for(is_silent, 20.0, "the peer to be called silent")
+        assert "the peer is silent" in found["says"]
+        assert "a write waits now" in found["says"]
+        b.kill()
+        wait_for(lambda: client.poll(100) >= 0 and client.aio_command_completed(cookie), 20.0, "the write to end")
+        a.wait_status(connection="Connecting")
+        write_some(client)
+        found = why(a)
+    assert found["peer_silence"]["silent_s"] is None
+    assert found["cause"] == "peer-gone", found
+    assert "the peer was lost" in found["says"]
+
+
 def test_a_log_that_is_too_small(cluster: Cluster, rng: random.Random, tmp_path: Path) -> None:
     """Each write meets another extent; what a record costs on this machine decides whether that is called slow."""
     size_bytes = 8 * SMALLEST_LOG * EXTENT_BYTES

@@ -11,7 +11,12 @@ from mirror.core import stages
 from mirror.core.stages import AFTER, BEFORE, TOTAL
 from mirror.core.why_slow import CAUSES, HALVES, SLOW_US, answer, time_text
 
-RECORDED: dict[str, dict[str, Any]] = json.loads(Path(__file__).with_name("why_slow_facts.json").read_text())
+WELL = {"silent_s": 0.06, "lost_ago_s": None, "timeout_s": 2.0}
+RECORDED: dict[str, dict[str, Any]] = {
+    # Those were recorded before a server told of its peer's silence.
+    name: {"peer_silence": WELL if found["peer"] else None, **found}
+    for name, found in json.loads(Path(__file__).with_name("why_slow_facts.json").read_text()).items()
+}
 
 
 def figures(us: float) -> dict[str, Any]:
@@ -27,6 +32,7 @@ def facts(kind: str = "write", **more: Any) -> dict[str, Any]:
         "stages": {kind: of_stages},
         "slowest": [],
         "oldest": None,
+        "peer_silence": WELL,
         "processor": {"cores": 2, "own_cores": 0.2, "idle_percent": 60},
         "activity_log": {"extents": 1024, "miss_rate": 0.1, "goal_s": None},
         "resync": None,
@@ -87,7 +93,7 @@ def test_what_is_typical(given: dict[str, Any], cause: str) -> None:
 
 
 def slow(total_us: float, **stages_us: float) -> dict[str, Any]:
-    return {"kind": "write", "total_us": total_us, "stages_us": stages_us}
+    return {"kind": "write", "ago_s": 60.0, "total_us": total_us, "stages_us": stages_us}
 
 
 def test_now_and_then() -> None:
@@ -118,6 +124,48 @@ def test_what_hangs_now_goes_before_all(waits_for: str) -> None:
     assert "waits now: 2.0 s" in found.sentence
     assert answer(facts(oldest={**hanging, "age_s": 0.01})).cause.name == "nothing"
     assert answer(facts(oldest={**hanging, "age_s": None})).cause.name == "nothing"
+
+
+SILENT = {**WELL, "silent_s": 0.9}
+GONE = {**WELL, "silent_s": None, "lost_ago_s": 20.0}
+BACK = {**WELL, "lost_ago_s": 20.0}
+
+
+def lost_with(stage: str, ago_s: float) -> dict[str, Any]:
+    return {**slow(1.9e6, **{stage: 1.9e6}), "ago_s": ago_s}
+
+
+@pytest.mark.parametrize(
+    ("given", "cause"),
+    [
+        (facts(link=SLOW, peer_silence=SILENT), "peer-gone"),
+        (facts(link=SLOW, peer_silence=GONE), "peer-gone"),
+        # It came back since: what is typical now is not of its loss.
+        (facts(link=SLOW, peer_silence=BACK), "link"),
+        (facts(link=SLOW, peer_silence={**WELL, "silent_s": 0.3}), "link"),
+        (facts(link=SLOW, peer_silence=None), "link"),
+        (facts(own_disk=SLOW, peer_silence=SILENT), "own-disk"),
+        (facts(own_disk=SLOW, peer_silence=GONE), "own-disk"),
+        (facts(flush=SLOW, kind="flush", peer_silence=SILENT), "peer-gone"),
+        (facts(flush=SLOW, kind="flush", peer_silence=GONE), "flushes"),
+        # Those that were under way when it was lost, and others.
+        (facts(peer_silence=BACK, slowest=[lost_with("link", 19.9)]), "peer-gone"),
+        (facts(peer_silence=BACK, slowest=[lost_with(AFTER, 19.9)]), "peer-gone"),
+        (facts(peer_silence=BACK, slowest=[lost_with("own_disk", 19.9)]), "own-disk"),
+        (facts(peer_silence=BACK, slowest=[lost_with("link", 21.0)]), "link"),
+        (facts(peer_silence=BACK, slowest=[lost_with("link", 5.0)]), "link"),
+        (facts(peer_silence=BACK, slowest=[lost_with(AFTER, 5.0)]), "disk-or-link"),
+    ],
+)
+def test_a_peer_that_is_gone_is_no_slow_link(given: dict[str, Any], cause: str) -> None:
+    assert answer(given).cause.name == cause
+
+
+def test_a_role_is_told_of_what_it_measured_itself() -> None:
+    was_primary = facts(role="secondary", link=SLOW, slowest=[lost_with("link", 5.0)])
+    assert answer(was_primary).cause.name == "nothing"
+    was_secondary = facts(kind="apply", receive=SLOW)
+    assert answer(was_secondary).cause.name == "nothing"
 
 
 def test_every_stage_has_a_row_that_always_holds() -> None:
