@@ -33,6 +33,8 @@ from bench.works import BUDGET, EXPERIMENTS, TARGETS, WORKS
 
 # Below it somebody else is at work, and even ratios move (docs/performance.md says how).
 IDLE_PERCENT_LEAST = 90
+# A virtual machine whose host takes more of its processors measures its neighbours.
+STOLEN_PERCENT_MOST = 2
 
 console = Console(width=None if sys.stdout.isatty() else 140)
 
@@ -122,7 +124,9 @@ def draw(record: Record, path: Path) -> None:
 def write_report() -> None:
     """docs/performance.md and the pictures, from what the last full run wrote."""
     record = report.load()
-    report.PAGE.write_text(report.page(report.PAGE.read_text(), record, report.load(report.BESIDE_DRBD)))
+    report.PAGE.write_text(
+        report.page(report.PAGE.read_text(), record, report.load(report.BESIDE_DRBD), report.elsewhere())
+    )
     draw(record, report.LATEST)
 
 
@@ -149,6 +153,12 @@ def tell(record: Record, rows: list[Row]) -> None:
     if idle_percent < IDLE_PERCENT_LEAST:
         console.print(
             f"[yellow]This machine was {idle_percent} % idle before: its figures say little.", highlight=False
+        )
+    stolen_percent = record.settings["stolen_percent"]
+    if stolen_percent > STOLEN_PERCENT_MOST:
+        console.print(
+            f"[yellow]The host took {stolen_percent} % of this machine's processors: look at the rounds.",
+            highlight=False,
         )
     for name, reason in record.absent.items():
         console.print(f"not available: {name}: {reason}", highlight=False)
@@ -183,13 +193,14 @@ def main(
     scale = dataclasses.replace(scale, rounds=rounds or scale.rounds, seconds=seconds or scale.seconds)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, stopped)
-    begin_s = time.monotonic()
+    begin_s, ticks = time.monotonic(), machine.ticks()
     try:
         record = run(directory, scale, rows)
     except BenchError as error:
         console.print(f"[red]{error}", highlight=False)
         sys.exit(1)
     record.settings["minutes"] = round((time.monotonic() - begin_s) / 60, 1)
+    record.settings["stolen_percent"] = round(machine.stolen_percent(ticks), 1)
     tell(record, rows)
     if not record.rounds:
         return  # all is missing

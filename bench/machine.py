@@ -25,16 +25,23 @@ def processor() -> str:
     return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
+def ticks() -> list[int]:
+    """Of all cores since the machine started: user, nice, system, idle, iowait, irq, softirq, steal."""
+    return [int(word) for word in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]]
+
+
 def idle_percent() -> float:
     """Of all cores, for a second, before anything was started."""
-
-    def ticks() -> list[int]:
-        return [int(word) for word in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]]
-
     before = ticks()
     pause(1)
     spent = [after - one for after, one in zip(ticks(), before, strict=True)]
     return 100 * spent[3] / max(sum(spent), 1)
+
+
+def stolen_percent(since: list[int]) -> float:
+    """Of what a virtual machine's cores wanted to run since then, what their host gave to others."""
+    spent = [after - before for after, before in zip(ticks(), since, strict=True)]
+    return 100 * spent[7] / max(sum(spent) - spent[3] - spent[4], 1)
 
 
 def facts(directory: Path) -> Facts:

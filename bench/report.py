@@ -15,6 +15,8 @@ ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "bench" / "results"
 LATEST = RESULTS / "latest.json"
 BESIDE_DRBD = RESULTS / "drbd.json"
+# A full run on another machine is kept as `machine-NAME.json`.
+ELSEWHERE = "machine-*.json"
 PAGE = ROOT / "docs" / "performance.md"
 BEGIN = "<!-- from here on written by `make report` -->"
 END = "<!-- until here written by `make report` -->"
@@ -38,6 +40,11 @@ UNITS = {
 def load(path: Path = LATEST) -> Record:
     """A record that was written; an empty one, of which nothing is available, when there is none."""
     return Record(**json.loads(path.read_text())) if path.exists() else Record()
+
+
+def elsewhere() -> list[Record]:
+    """The full runs that were kept of other machines."""
+    return [load(path) for path in sorted(RESULTS.glob(ELSEWHERE))]
 
 
 def amount(value: float, key: str) -> str:
@@ -132,7 +139,7 @@ def _budget(record: Record) -> list[str]:
     return ["### Where the time of one request goes", *tables] if tables else []
 
 
-def page(text: str, record: Record, beside_drbd: Record) -> str:
+def page(text: str, record: Record, beside_drbd: Record, others: Iterable[Record] = ()) -> str:
     """docs/performance.md with what was measured made anew."""
     head, _, rest = text.partition(BEGIN)
     _, _, tail = rest.partition(END)
@@ -140,6 +147,7 @@ def page(text: str, record: Record, beside_drbd: Record) -> str:
         markdown(record, ROWS, "make bench"),
         *(f"![{name}](../bench/results/{picture_path(name).name})" for name in pictures.all_of(record)),
         *_budget(record),
+        *(part for other in others for part in ("### On another machine", markdown(other, ROWS, "make bench"))),
         "### In guests, with DRBD",
         markdown(beside_drbd, DRBD_ROWS, "make bench-drbd"),
     ]

@@ -170,6 +170,9 @@ def test_a_page_is_made_anew_between_its_markers() -> None:
     assert all(row.name in made for row in ROWS)
     assert "make bench-drbd" in made
     assert report.page(made, record([10], [10]), Record()) == made
+    both = report.page(made, record([10], [10]), Record(), [record([70], [10])])
+    assert "### On another machine" in both
+    assert "7.00 ×" in both
 
 
 def test_pictures_are_well_formed_and_name_their_curves() -> None:
@@ -188,7 +191,8 @@ def test_pictures_are_well_formed_and_name_their_curves() -> None:
 
 def test_the_page_says_what_the_last_full_run_found() -> None:
     text = report.PAGE.read_text()
-    assert report.page(text, report.load(), report.load(report.BESIDE_DRBD)) == text, "make report"
+    records = report.load(), report.load(report.BESIDE_DRBD), report.elsewhere()
+    assert report.page(text, *records) == text, "make report"
 
 
 def test_the_pictures_are_of_the_last_full_run() -> None:
