@@ -161,8 +161,15 @@ def foreground(
 ) -> list[tuple[float, float]]:
     """Writes at depth 1 for `foreground_s`, then during `meanwhile`, then for as long again."""
     processes.command(["sync"], RESYNC_LIMIT_S)
+    written_before = target.status()["io"]["writes"]
+
+    def writes() -> bool:
+        client.alive()
+        return bool(target.status()["io"]["writes"] > written_before)
+
     client = fio.Foreground(target.uri, directory, offset_bytes, FOREGROUND_BYTES)
     try:
+        processes.wait_for(writes, "the first write of fio", RESYNC_LIMIT_S)
         processes.pause(scale.foreground_s)
         if meanwhile is not None:
             meanwhile()

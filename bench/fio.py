@@ -64,7 +64,10 @@ def fill(uri: str, size_bytes: int, offset_bytes: int = 0, seed: int = 1) -> Non
 
 
 class Foreground:
-    """A client that writes at depth 1 until `stop`, which returns all writes: (when answered in s, latency in us)."""
+    """A client that writes at depth 1 until `stop`, which returns all writes: (when answered in s, latency in us).
+
+    fio takes a second to begin on a busy machine, and before it writes, nothing can be measured or stopped.
+    """
 
     def __init__(self, uri: str, directory: Path, offset_bytes: int, size_bytes: int) -> None:
         self.latencies, self.said = directory / "foreground_lat.1.log", directory / "fio.log"
@@ -75,11 +78,17 @@ class Foreground:
         kept = (log, "--log_unix_epoch=1", "--disable_clat=1", "--disable_slat=1")
         self.process = processes.start(words(uri, (*where, *job, *kept)), self.said)
 
-    def stop(self) -> list[tuple[float, float]]:
+    def alive(self) -> None:
+        """Raises BenchError when it is not."""
         if self.process.poll() is not None:
             raise BenchError(f"fio ended before it was to: {self.said.read_text()[-1000:]}")
+
+    def stop(self) -> list[tuple[float, float]]:
+        self.alive()
         self.process.send_signal(signal.SIGINT)  # it writes its log and ends
         self.process.wait(STOP_LIMIT_S)
+        if not self.latencies.exists():
+            raise BenchError(f"fio wrote no latencies: {self.said.read_text()[-1000:]}")
         writes = []
         for line in self.latencies.read_text().splitlines():
             when_ms, latency_ns = line.split(",")[:2]

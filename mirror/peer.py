@@ -12,6 +12,7 @@ import contextlib
 import dataclasses
 import errno
 import logging
+from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -34,7 +35,7 @@ from mirror.replica import Replica
 from mirror.retry import Retry
 from mirror.runtime import Runtime, Thread
 from mirror.secondary import Receiver
-from mirror.session import Session
+from mirror.session import SILENCES_KEPT, Session
 from mirror.sync import SyncSource
 from mirror.verify import OPERATIONS as VERIFY_OPERATIONS
 from mirror.verify import Verifier
@@ -85,8 +86,8 @@ class Peer:
         self.outcome: Outcome | None = None
         # What the last handshake chose.
         self.plan: Forecast | None = None
-        # When a session ended last that nobody ended on purpose.
-        self.lost_at_s: float | None = None
+        # Of former sessions: from when to when it was silent, the end included where that ended one.
+        self._silences: deque[tuple[float, float]] = deque(maxlen=SILENCES_KEPT)
         self.source: SyncSource | None = None
         self.target_progress: dict[str, Any] | None = None
         self.seen: Standing | None = None
@@ -290,19 +291,24 @@ class Peer:
 
     def _on_end(self, session: Session, reason: str) -> None:
         log.log(logging.INFO if session.orderly else logging.WARNING, "the session with the peer ended: %s", reason)
+        self._silences.extend(session.silences)
         if not session.orderly:
-            self.lost_at_s = self._runtime.now_s()
+            self._silences.append((session.heard_at_s, self._runtime.now_s()))
         self._primary.detach(session)
         with self.changed:
             self.changed.notify_all()
 
-    def silence(self) -> dict[str, float | None]:
-        """How long the peer of the present session said nothing, and how long ago one was lost; null without one."""
+    def silence(self) -> dict[str, Any]:
+        """For how long nothing was heard from the peer (null without a session), and the latest silences of before,
+        those among them that ended a session: how long ago they began and ended."""
         now_s, session = self._runtime.now_s(), self.session
+        known = [*self._silences, *(session.silences if session is not None and not session.ended else ())]
         return {
             "silent_s": None if session is None else round(now_s - session.heard_at_s, 3),
-            "lost_ago_s": None if self.lost_at_s is None else round(now_s - self.lost_at_s, 3),
-            "timeout_s": self.settings.peer_timeout_s,
+            "before": [
+                {"began_ago_s": round(now_s - began_s, 3), "ended_ago_s": round(now_s - ended_s, 3)}
+                for began_s, ended_s in known[-SILENCES_KEPT:]
+            ],
         }
 
     # The handshake

@@ -11,6 +11,7 @@ order, or silence. Its end wakes everybody who waits in it with LinkLost.
 
 import json
 import struct
+from collections import deque
 from collections.abc import Callable
 from typing import Any
 
@@ -24,6 +25,11 @@ from mirror.runtime import Runtime
 
 # Heartbeats in one peer timeout: a lost one must not count, and the loss be seen well within the timeout.
 HEARTBEATS_PER_TIMEOUT = 20
+# However long the timeout, so that a silence is known as one long before it ends the session.
+HEARTBEAT_INTERVAL_S_MAX = 0.2
+# What counts as a silence: more than one heartbeat is missing.
+SILENT_S = 0.5
+SILENCES_KEPT = 8
 # The part of the peer timeout after which silence ends a session; the rest is for recording the loss durably, so that
 # writes are held up for no longer than the timeout altogether.
 SILENCE_PART = 0.75
@@ -82,6 +88,8 @@ class Session:
         self._requests: dict[int, dict[str, Any] | None] = {}
         self._next_request = 0
         self.heard_at_s = runtime.now_s()
+        # The latest silences that ended: from when to when.
+        self.silences: deque[tuple[float, float]] = deque(maxlen=SILENCES_KEPT)
         self._progress: dict[int, tuple[int, float]] = {}
 
     # Streams
@@ -250,7 +258,7 @@ class Session:
         try:
             while not self.ended:
                 header, payload = self.control.receive()
-                self.heard_at_s = self._runtime.now_s()
+                self._note_sign_of_life()
                 if header.type == MessageType.HEARTBEAT:
                     self._check_heartbeat(bytes(payload))
                 elif header.type == MessageType.CONTROL:
@@ -280,6 +288,12 @@ class Session:
             answer = {"error": error.message, "remedy": error.remedy}
         if "request" in message:
             self._send_control({**answer, "answer": message["request"]})
+
+    def _note_sign_of_life(self) -> None:
+        now_s = self._runtime.now_s()
+        if now_s - self.heard_at_s > SILENT_S:
+            self.silences.append((self.heard_at_s, now_s))
+        self.heard_at_s = now_s
 
     # Heartbeats
 
@@ -322,7 +336,7 @@ class Session:
 
         `on_beat` says what else is to be said now and then.
         """
-        interval_s = peer_timeout_s / HEARTBEATS_PER_TIMEOUT
+        interval_s = min(peer_timeout_s / HEARTBEATS_PER_TIMEOUT, HEARTBEAT_INTERVAL_S_MAX)
         silence_s = peer_timeout_s * SILENCE_PART
         try:
             while not self.ended:

@@ -7,7 +7,7 @@ Then the table of causes is read from the top: the first row of that stage whose
 The facts are what `nbdmirror why-slow DIR --json` prints; docs/operations.md describes its keys.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from mirror.core.stages import (
@@ -62,10 +62,12 @@ OUTLIER_US = 50_000.0
 BUSY_CORES = 0.85
 # Of fewer requests a percentile says little.
 COUNT_MIN = {"p50_us": 8, "p99_us": 50}
-# A peer that beats twenty times in the timeout after which it counts as lost is silent when five are missing.
-SILENT_PART = 0.25
-# The request's age is rounded to a tenth of a second, and the loss is noted a moment before the request goes on.
-AGES_DIFFER_S = 0.2
+# One in a hundred says nothing of a stall that took so many times as long.
+STALL_TIMES = 20
+# A peer that is well is heard of several times in this while, and requests end a moment before or after they go on.
+SILENT_S, AGES_DIFFER_S = 0.5, 0.1
+# With nothing idle whoever is woken waits for a turn of a few milliseconds; what takes longer is no such wait.
+SCARCE_IDLE_PERCENT, TURNS_US = 5, 10_000.0
 # Of a request that nobody looked at, two halves are known: the stages that each may be.
 HALVES = {BEFORE: (RANGE, COLD), AFTER: (DISK, LINK, PEER_DISK)}
 GATE = "gate"
@@ -82,6 +84,13 @@ class Blame(NamedTuple):
     total_us: float
     began_ago_s: float | None = None
     ended_ago_s: float | None = None
+
+    @property
+    def worst_us(self) -> float:
+        """What the slowest single one took."""
+        if self.began_ago_s is None or self.ended_ago_s is None:
+            return self.total_us
+        return (self.began_ago_s - self.ended_ago_s) * 1e6
 
 
 class Cause(NamedTuple):
@@ -119,25 +128,39 @@ def _busy(facts: Facts, blame: Blame) -> bool:
     return facts["processor"]["own_cores"] >= BUSY_CORES and blame.total_us < OUTLIER_US
 
 
-def _peer_is_silent(facts: Facts, _blame: Blame) -> bool:
+def _peer_is_silent(facts: Facts, blame: Blame) -> bool:
     silence = facts["peer_silence"]
-    return silence is not None and (silence["silent_s"] or 0.0) > SILENT_PART * silence["timeout_s"]
+    return blame.ended_ago_s == 0.0 and silence is not None and (silence["silent_s"] or 0.0) > SILENT_S
 
 
-def _peer_was_lost(facts: Facts, blame: Blame) -> bool:
-    """There is none now, or the request was under way when the session ended."""
-    silence = facts["peer_silence"]
-    if silence is None or silence["lost_ago_s"] is None:
+def _peer_was_silent(facts: Facts, blame: Blame) -> bool:
+    """One of its silences explains half of the request, or the request met one as a whole."""
+    began_ago_s, ended_ago_s, silence = blame.began_ago_s, blame.ended_ago_s, facts["peer_silence"]
+    if began_ago_s is None or ended_ago_s is None or silence is None:
         return False
-    if silence["silent_s"] is None:
-        return True
-    if blame.began_ago_s is None or blame.ended_ago_s is None:
-        return False
-    return bool(blame.ended_ago_s - AGES_DIFFER_S <= silence["lost_ago_s"] <= blame.began_ago_s + AGES_DIFFER_S)
+    for before in silence["before"]:
+        first_s, last_s = before["began_ago_s"] + AGES_DIFFER_S, before["ended_ago_s"] - AGES_DIFFER_S
+        common_s = min(began_ago_s, first_s) - max(ended_ago_s, last_s)
+        if common_s >= min(began_ago_s - ended_ago_s, first_s - last_s) / 2:
+            return True
+    return False
 
 
 def _peer_tells_nothing(facts: Facts, blame: Blame) -> bool:
     return not _figure(facts, blame.kind, PEER_DISK, "p99_us")
+
+
+def _neighbours(facts: Facts, blame: Blame) -> bool:
+    scarce = facts["processor"]["idle_percent"] <= SCARCE_IDLE_PERCENT
+    return scarce and blame.total_us < TURNS_US and blame.kind not in DURABLE
+
+
+def _answers_sooner_under_a(facts: Facts, blame: Blame) -> bool:
+    return facts["protocol"] != "A" and blame.kind == WRITE
+
+
+def _answers_sooner_under_b(facts: Facts, blame: Blame) -> bool:
+    return facts["protocol"] == "C" and blame.kind == WRITE
 
 
 def _goal(facts: Facts, _blame: Blame) -> bool:
@@ -146,6 +169,8 @@ def _goal(facts: Facts, _blame: Blame) -> bool:
 
 _RESYNC_HELPS = "it ends by itself; until then a lower `resync_rate` in the primary's volume.toml"
 _PEER_HELPS = "`nbdmirror status DIR` on its node, if that runs; a shorter `peer_timeout_s` in volume.toml waits less"
+_PEER_DISK_HELPS = "`nbdmirror why-slow DIR` and `iostat -x 1` on the peer's node"
+_LINK_HELPS = "`ping` the peer's node and look for losses (`ss -ti`)"
 _DISK_HELPS = "`iostat -x 1` on this node shows who uses it; a faster disk as `backing`"
 
 CAUSES: tuple[Cause, ...] = (
@@ -159,9 +184,9 @@ CAUSES: tuple[Cause, ...] = (
     ),
     Cause(
         (LINK, PEER_DISK, AFTER),
-        _peer_was_lost,
+        _peer_was_silent,
         "peer-gone",
-        "the peer was lost: requests waited until that was known",
+        "the peer was silent, or was lost: requests waited for it",
         _PEER_HELPS,
     ),
     Cause(
@@ -177,6 +202,13 @@ CAUSES: tuple[Cause, ...] = (
         "processor",
         "the processor is busy: this server takes all that one core has",
         "fewer and larger requests, or several volumes instead of one",
+    ),
+    Cause(
+        (RANGE, DISK, LINK, PEER_DISK, RECEIVE),
+        _neighbours,
+        "processor",
+        "the processors are busy: nothing of them is idle, so whoever is woken waits for a turn",
+        "more cores or fewer busy neighbours: `top` on this node",
     ),
     Cause((RANGE, DISK, LINK, PEER_DISK), _resync, "resync", "a resync runs beside the clients", _RESYNC_HELPS),
     Cause(
@@ -210,11 +242,12 @@ CAUSES: tuple[Cause, ...] = (
     ),
     Cause(
         (PEER_DISK,),
-        _always,
+        _answers_sooner_under_b,
         "peer-disk",
         "the peer's disk is slow",
-        "`nbdmirror why-slow DIR` and `iostat -x 1` on the peer's node; protocol A or B do not wait for it",
+        f"{_PEER_DISK_HELPS}; protocol A or B do not wait for it",
     ),
+    Cause((PEER_DISK,), _always, "peer-disk", "the peer's disk is slow", _PEER_DISK_HELPS),
     Cause(
         (LINK,),
         _peer_tells_nothing,
@@ -223,12 +256,13 @@ CAUSES: tuple[Cause, ...] = (
         "`ping` the peer's node, and `iostat -x 1` there; upgrade nbdmirror on it",
     ),
     Cause(
-        (LINK, RECEIVE),
-        _always,
+        (LINK,),
+        _answers_sooner_under_a,
         "link",
         "the link to the peer is slow",
-        "`ping` the peer's node and look for losses (`ss -ti`); protocol A does not wait for the link",
+        f"{_LINK_HELPS}; protocol A does not wait for the link",
     ),
+    Cause((LINK, RECEIVE), _always, "link", "the link to the peer is slow", _LINK_HELPS),
     Cause(
         (COLD,),
         _goal,
@@ -299,36 +333,52 @@ def _blames(facts: Facts) -> Iterator[Blame]:
     kinds = KINDS[facts["role"]]
     oldest = facts["oldest"]
     if oldest is not None and (age_us := (oldest["age_s"] or 0) * 1e6) >= OUTLIER_US:
-        yield Blame(oldest["waits_for"], oldest["kind"], f"a {oldest['kind']} waits now", age_us, age_us)
-    for percentile, scope in (("p50_us", "half of the"), ("p99_us", "one in a hundred of the")):
-        found = [
-            (total_us / SLOW_US[kind], kind, total_us)
-            for kind in facts["stages"]
-            if kind in kinds
-            and facts["stages"][kind][TOTAL]["count"] >= COUNT_MIN[percentile]
-            and (total_us := _figure(facts, kind, TOTAL, percentile)) >= SLOW_US[kind]
-        ]
-        if found:
-            _, kind, total_us = max(found)
-            stage = _worst(facts, kind, percentile)
-            yield Blame(stage, kind, f"{scope} {PLURALS[kind]}", _figure(facts, kind, stage, percentile), total_us)
+        scope = f"a {oldest['kind']} waits now"
+        yield Blame(oldest["waits_for"], oldest["kind"], scope, age_us, age_us, oldest["age_s"], 0.0)
+    half, hundredth = (
+        _of_many(facts, kinds, *which) for which in (("p50_us", "half of the"), ("p99_us", "one in a hundred of the"))
+    )
+    single = _of_single_ones(facts, kinds)
+    last = [hundredth, single]
+    if single is not None and hundredth is not None and single.worst_us >= STALL_TIMES * hundredth.total_us:
+        last.reverse()
+    yield from (blame for blame in (half, *last) if blame is not None)
+
+
+def _of_many(facts: Facts, kinds: Sequence[str], percentile: str, scope: str) -> Blame | None:
+    found = [
+        (total_us / SLOW_US[kind], kind, total_us)
+        for kind in facts["stages"]
+        if kind in kinds
+        and facts["stages"][kind][TOTAL]["count"] >= COUNT_MIN[percentile]
+        and (total_us := _figure(facts, kind, TOTAL, percentile)) >= SLOW_US[kind]
+    ]
+    if not found:
+        return None
+    _, kind, total_us = max(found)
+    stage = _worst(facts, kind, percentile)
+    return Blame(stage, kind, f"{scope} {PLURALS[kind]}", _figure(facts, kind, stage, percentile), total_us)
+
+
+def _of_single_ones(facts: Facts, kinds: Sequence[str]) -> Blame | None:
     outliers = [
         entry
         for entry in facts["slowest"]
         if entry["kind"] in kinds and entry["total_us"] >= OUTLIER_US and entry["stages_us"]
     ]
-    if outliers:
-        sums: dict[str, float] = {}
-        for entry in outliers:
-            for stage, stage_us in entry["stages_us"].items():
-                sums[stage] = sums.get(stage, 0.0) + stage_us
-        worst = outliers[0]
-        stage = _resolved(facts, worst["kind"], max(sums, key=lambda name: sums[name]))
-        total_us = sum(entry["total_us"] for entry in outliers) / len(outliers)
-        stage_us = max(sums.values()) / len(outliers)
-        ended_ago_s = worst["ago_s"]
-        began_ago_s = ended_ago_s + worst["total_us"] / 1e6
-        yield Blame(stage, worst["kind"], "now and then", stage_us, total_us, began_ago_s, ended_ago_s)
+    if not outliers:
+        return None
+    sums: dict[str, float] = {}
+    for entry in outliers:
+        for stage, stage_us in entry["stages_us"].items():
+            sums[stage] = sums.get(stage, 0.0) + stage_us
+    worst = outliers[0]
+    stage = _resolved(facts, worst["kind"], max(sums, key=lambda name: sums[name]))
+    total_us = sum(entry["total_us"] for entry in outliers) / len(outliers)
+    stage_us = max(sums.values()) / len(outliers)
+    ended_ago_s = worst["ago_s"]
+    began_ago_s = ended_ago_s + worst["total_us"] / 1e6
+    return Blame(stage, worst["kind"], "now and then", stage_us, total_us, began_ago_s, ended_ago_s)
 
 
 def _worst(facts: Facts, kind: str, percentile: str) -> str:

@@ -178,7 +178,24 @@ def test_a_peer_that_hangs_and_one_that_was_killed(cluster: Cluster) -> None:
         found = why(a)
     assert found["peer_silence"]["silent_s"] is None
     assert found["cause"] == "peer-gone", found
-    assert "the peer was lost" in found["says"]
+    assert "the peer was silent, or was lost" in found["says"]
+
+
+def test_a_peer_that_paused(cluster: Cluster) -> None:
+    """It is remembered, though its session never ended."""
+    a, b = cluster.pair(peer_timeout_s=30.0)
+    with a.client() as client:
+        write_some(client)
+        b.freeze()
+        cookie = client.aio_pwrite(nbd_buffer(b"\xa5" * 4096), 40960)
+        wait_for(lambda: why(a)["peer_silence"]["silent_s"] > 1.0, 20.0, "the peer to be silent")
+        b.thaw()
+        wait_for(lambda: client.poll(100) >= 0 and client.aio_command_completed(cookie), 20.0, "the write to end")
+        write_some(client)
+        found = why(a)
+    assert found["cause"] == "peer-gone", found
+    assert found["peer_silence"]["silent_s"] < 0.5
+    assert len(found["peer_silence"]["before"]) == 1
 
 
 def test_a_log_that_is_too_small(cluster: Cluster, rng: random.Random, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from mirror.core import stages
 from mirror.core.stages import AFTER, BEFORE, TOTAL
 from mirror.core.why_slow import CAUSES, HALVES, SLOW_US, answer, time_text
 
-WELL = {"silent_s": 0.06, "lost_ago_s": None, "timeout_s": 2.0}
+WELL: dict[str, Any] = {"silent_s": 0.06, "before": []}
 RECORDED: dict[str, dict[str, Any]] = {
     # Those were recorded before a server told of its peer's silence.
     name: {"peer_silence": WELL if found["peer"] else None, **found}
@@ -29,6 +29,7 @@ def facts(kind: str = "write", **more: Any) -> dict[str, Any]:
     of_stages[TOTAL] = figures(sum(found["p50_us"] for found in of_stages.values()))
     return {
         "role": "primary",
+        "protocol": "C",
         "stages": {kind: of_stages},
         "slowest": [],
         "oldest": None,
@@ -127,42 +128,89 @@ def test_what_hangs_now_goes_before_all(waits_for: str) -> None:
 
 
 SILENT = {**WELL, "silent_s": 0.9}
-GONE = {**WELL, "silent_s": None, "lost_ago_s": 20.0}
-BACK = {**WELL, "lost_ago_s": 20.0}
+BEFORE_THAT = {"before": [{"began_ago_s": 90.0, "ended_ago_s": 89.0}, {"began_ago_s": 21.4, "ended_ago_s": 19.9}]}
+GONE = {**BEFORE_THAT, "silent_s": None}
+BACK = {**WELL, **BEFORE_THAT}
 
 
-def lost_with(stage: str, ago_s: float) -> dict[str, Any]:
-    return {**slow(1.9e6, **{stage: 1.9e6}), "ago_s": ago_s}
+def stall(stage: str, ago_s: float, total_us: float = 1.5e6) -> dict[str, Any]:
+    return {**slow(total_us, **{stage: total_us}), "ago_s": ago_s}
+
+
+def hanging(stage: str, age_s: float = 2.0) -> dict[str, Any]:
+    return {"kind": "write", "offset": 0, "length": 4096, "age_s": age_s, "waits_for": stage}
 
 
 @pytest.mark.parametrize(
     ("given", "cause"),
     [
-        (facts(link=SLOW, peer_silence=SILENT), "peer-gone"),
-        (facts(link=SLOW, peer_silence=GONE), "peer-gone"),
-        # It came back since: what is typical now is not of its loss.
-        (facts(link=SLOW, peer_silence=BACK), "link"),
-        (facts(link=SLOW, peer_silence={**WELL, "silent_s": 0.3}), "link"),
-        (facts(link=SLOW, peer_silence=None), "link"),
-        (facts(own_disk=SLOW, peer_silence=SILENT), "own-disk"),
-        (facts(own_disk=SLOW, peer_silence=GONE), "own-disk"),
-        (facts(flush=SLOW, kind="flush", peer_silence=SILENT), "peer-gone"),
-        (facts(flush=SLOW, kind="flush", peer_silence=GONE), "flushes"),
-        # Those that were under way when it was lost, and others.
-        (facts(peer_silence=BACK, slowest=[lost_with("link", 19.9)]), "peer-gone"),
-        (facts(peer_silence=BACK, slowest=[lost_with(AFTER, 19.9)]), "peer-gone"),
-        (facts(peer_silence=BACK, slowest=[lost_with("own_disk", 19.9)]), "own-disk"),
-        (facts(peer_silence=BACK, slowest=[lost_with("link", 21.0)]), "link"),
-        (facts(peer_silence=BACK, slowest=[lost_with("link", 5.0)]), "link"),
-        (facts(peer_silence=BACK, slowest=[lost_with(AFTER, 5.0)]), "disk-or-link"),
+        # It waits for a silent one now: not for a link, nor for others that wait for it.
+        (facts(peer_silence=SILENT, oldest=hanging("link")), "peer-gone"),
+        (facts(peer_silence=SILENT, oldest=hanging("peer_disk")), "peer-gone"),
+        (facts(peer_silence=SILENT, oldest=hanging("flush")), "peer-gone"),
+        (facts(peer_silence=SILENT, oldest=hanging("own_disk")), "own-disk"),
+        (facts(peer_silence={**WELL, "silent_s": 0.3}, oldest=hanging("link")), "link"),
+        (facts(peer_silence=None, oldest=hanging("link")), "link"),
+        # Those that were under way while it was silent, also if that ended the session.
+        (facts(peer_silence=BACK, slowest=[stall("link", 19.9)]), "peer-gone"),
+        (facts(peer_silence=GONE, slowest=[stall("link", 19.9)]), "peer-gone"),
+        (facts(peer_silence=BACK, slowest=[stall(AFTER, 19.8)]), "peer-gone"),
+        (facts(peer_silence=BACK, slowest=[stall("link", 20.0, 100_000.0)]), "peer-gone"),
+        (facts(peer_silence=BACK, slowest=[stall("link", 18.0, 9e6)]), "peer-gone"),
+        (facts(peer_silence=BACK, slowest=[stall("own_disk", 19.9)]), "own-disk"),
+        # Others.
+        (facts(peer_silence=BACK, slowest=[stall("link", 22.0)]), "link"),
+        (facts(peer_silence=BACK, slowest=[stall("link", 19.0)]), "link"),
+        (facts(peer_silence=GONE, slowest=[stall("link", 5.0)]), "link"),
+        (facts(peer_silence=BACK, slowest=[stall(AFTER, 5.0)]), "disk-or-link"),
+        # What is typical is not of one silence.
+        (facts(link=SLOW, peer_silence=SILENT), "link"),
+        (facts(link=SLOW, peer_silence=GONE), "link"),
+        (facts(log=SLOW, peer_silence=SILENT), "cold-extents"),
     ],
 )
 def test_a_peer_that_is_gone_is_no_slow_link(given: dict[str, Any], cause: str) -> None:
     assert answer(given).cause.name == cause
 
 
+def test_a_stall_goes_before_one_in_a_hundred_that_is_nothing_beside_it() -> None:
+    given = facts(link=2000.0, slowest=[stall("own_disk", 5.0)])
+    given["stages"]["write"][TOTAL]["p50_us"] = 100.0
+    assert answer(given).cause.name == "own-disk"
+    given["slowest"] = [stall("own_disk", 5.0, 60_000.0)]
+    assert answer(given).cause.name == "own-disk"
+    given["stages"]["write"][TOTAL]["p99_us"] = 4000.0
+    assert answer(given).cause.name == "link", "fifteen times as long: what is slow every day comes first"
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        (facts(link=SLOW), "protocol A"),
+        (facts(link=SLOW, protocol="B"), "protocol A"),
+        (facts(link=SLOW, protocol="A"), ""),
+        (facts(link=SLOW, kind="flush"), ""),
+        (facts(peer_disk=SLOW), "protocol A or B"),
+        (facts(peer_disk=SLOW, protocol="B"), ""),
+    ],
+)
+def test_another_protocol_is_advised_where_it_would_help(given: dict[str, Any], words: str) -> None:
+    helps = answer(given).cause.helps
+    assert words in helps
+    assert words or "protocol" not in helps
+
+
+def test_busy_neighbours_are_no_slow_link() -> None:
+    busy = {"processor": {"cores": 2, "own_cores": 0.3, "idle_percent": 1}}
+    assert answer(facts(link=3000.0, **busy)).cause.name == "processor"
+    assert answer(facts(own_disk=3000.0, **busy)).cause.name == "processor"
+    assert answer(facts(link=SLOW, **busy)).cause.name == "link"
+    assert answer(facts(own_disk=12_000.0, kind="flush", **busy)).cause.name == "own-flush"
+    assert answer(facts(link=3000.0)).cause.name == "link"
+
+
 def test_a_role_is_told_of_what_it_measured_itself() -> None:
-    was_primary = facts(role="secondary", link=SLOW, slowest=[lost_with("link", 5.0)])
+    was_primary = facts(role="secondary", link=SLOW, slowest=[stall("link", 5.0)])
     assert answer(was_primary).cause.name == "nothing"
     was_secondary = facts(kind="apply", receive=SLOW)
     assert answer(was_secondary).cause.name == "nothing"
