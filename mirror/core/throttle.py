@@ -1,7 +1,7 @@
 """How fast a resync may go beside the writes of clients: a controller of the p99 of their latency.
 
 The goal is two figures at once: the p99 of foreground writes stays within TARGET_RATIO times what it is without the
-resync, and the resync goes at SHARE_MIN of its speed or more, so that it has an end. Where both can't be had the floor
+resync, and the resync works for SHARE_MIN of the time or more, so that it has an end. Where both can't be had the floor
 counts. Without foreground writes it goes at full speed, a fraction of a second after the last one.
 
 What is controlled is the *share* of its time that the resync works. At half of it or less one stream does all the work
@@ -14,7 +14,8 @@ What is measured is a *budget*: each foreground write earns OVER_ALLOWED, each o
 While it is overdrawn, slow writes lower the share; while something is left, the share rises. So on the average the
 fraction of slow writes is what a p99 allows, at ten writes a second and at ten thousand alike.
 
-What a write takes without the resync is measured in *probes*: the resync stops for a moment, now and then. The figures
+What a write takes without the resync is measured in *probes*: the resync stops for a moment, now and then. Those of the last half minute
+count: a volume that was slow for other reasons must not have its resync go on at their pace. The figures
 of before do not serve: before a resync the volume mostly had no peer, and its writes did not wait for one.
 
 What lost, in tests/unit/test_throttle.py's world:
@@ -53,8 +54,8 @@ STEP_S = 0.02
 PROBE_S, SETTLE_S, PROBE_WRITES = 0.25, 0.02, 400
 # A probe in so many seconds costs a resync 5 % at most.
 PROBE_INTERVAL_S = 5.0
-# Latencies without a resync that are remembered, and how many make a target.
-BASELINE_WRITES, BASELINE_WRITES_MIN = 2000, 20
+# Latencies without a resync that are remembered, for how long, and how many make a target, however old.
+BASELINE_WRITES, BASELINE_S, BASELINE_WRITES_MIN = 2000, 30.0, 20
 # Latencies of late that `status` tells the p99 of.
 SHOWN_WRITES = 1000
 
@@ -97,7 +98,8 @@ class Throttle:
         self._observed_s = -math.inf
         self._busy_s = -math.inf
         self._budget = 0.0
-        self._baseline: deque[int] = deque(maxlen=BASELINE_WRITES)
+        # When, and how long it took.
+        self._baseline: deque[tuple[float, int]] = deque(maxlen=BASELINE_WRITES)
         self._target_ns: float | None = None
         self._recent: deque[int] = deque(maxlen=SHOWN_WRITES)
         self._probing = False
@@ -146,13 +148,15 @@ class Throttle:
         elif self._quiet_s is None:
             self._quiet_s = now_s
         elif since_s - self._quiet_s >= SETTLE_S:
-            self._baseline.extend(latencies_ns)
+            self._baseline.extend((now_s, latency_ns) for latency_ns in latencies_ns)
             self._probed_writes += len(latencies_ns)
         over = self._quiet_s is not None and now_s - self._quiet_s >= PROBE_S
         if over or self._probed_writes >= PROBE_WRITES:
             self._probing, self._probe_ended_s = False, now_s
+            while len(self._baseline) > BASELINE_WRITES_MIN and now_s - self._baseline[0][0] > BASELINE_S:
+                self._baseline.popleft()
             if len(self._baseline) >= BASELINE_WRITES_MIN:
-                self._target_ns = TARGET_RATIO * p99(self._baseline)
+                self._target_ns = TARGET_RATIO * p99([latency_ns for _, latency_ns in self._baseline])
 
     def _control(self, now_s: float, latencies_ns: Sequence[int]) -> None:
         target_ns = self._target_ns

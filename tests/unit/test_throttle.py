@@ -219,6 +219,25 @@ def test_what_a_write_takes_without_a_resync_is_learnt_anew() -> None:
     assert world.speed(50.0, 60.0) > 0.9
 
 
+@pytest.mark.parametrize("rate", [100, 300, 1000])
+def test_a_slow_time_is_forgotten_after_half_a_minute(rate: float) -> None:
+    """Something else held the disk up for a while: its pace must not be what a resync may make of a good one."""
+    scale = 20.0
+    often = drawn(200, 0.3, 10.0, 0.3)
+
+    def draw(source: random.Random, working: int, large: bool) -> float:
+        return scale * often(source, working, large)
+
+    world = World(draw, always(rate)).run(30.0)
+    scale = 1.0
+    world.run(120.0)
+    # A probe each five seconds, and the last one of the slow time is older than BASELINE_S.
+    since_s = 30.0 + throttle.BASELINE_S + 2 * throttle.PROBE_INTERVAL_S
+    shares = [share for at_s, share in world.shares if at_s > since_s]
+    assert sum(shares) / len(shares) < 1.2 * SHARE_MIN, "this resync hurts at any share"
+    assert world.throttle.status()["target_us"] < 2 * TARGET_RATIO * alone_us(often)
+
+
 @pytest.mark.parametrize("rate", [1, 3, 6])
 def test_a_single_write_now_and_then_costs_little(rate: float) -> None:
     world = World(HARMLESS, always(rate)).run(30.0)
