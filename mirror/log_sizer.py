@@ -190,10 +190,15 @@ class LogSizer:
                 **self._trade(look, look.slots),
                 "goal_s": self._goal_s,
                 "bytes_per_s": look.bytes_per_s,
-                "reason": decision.reason if decision is not None else None,
+                "reason": self._reason(decision),
                 "smaller": self._trade(look, smaller) if smaller is not None else None,
                 "larger": self._trade(look, larger) if larger is not None else None,
             }
+
+    def _reason(self, decision: log_size.Decision | None) -> str | None:
+        if decision is not None and self._replica.role is not Role.PRIMARY:
+            return f"a primary chooses, within {LOOK_INTERVAL_S:g} s once it is one"
+        return None if decision is None else decision.reason
 
     @staticmethod
     def _trade(look: log_size.Look, slots: int) -> dict[str, Any]:

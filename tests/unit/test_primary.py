@@ -192,6 +192,15 @@ def test_the_log_changes_its_size_and_what_was_written_before_is_known_after_a_c
     primary.replica.store.close()
 
 
+def test_a_secondary_does_not_say_that_its_log_has_the_wrong_size(primary: Primary) -> None:
+    """It keeps the size that it has, whatever the goal, until it is primary."""
+    sizer = LogSizer(primary, 1.0, _nothing)
+    assert sizer.status()["reason"] == "no log is smaller, though the goal asks for it"
+    primary.replica.role = Role.SECONDARY
+    assert sizer.status()["reason"] == "a primary chooses, within 10 s once it is one"
+    assert LogSizer(primary, None, _nothing).status()["reason"] is None
+
+
 @pytest.mark.parametrize("copies", [0, 1, 2])
 def test_a_crash_between_the_superblock_and_its_log_finds_one_log_whole(
     tmp_path: Path, copies: int, monkeypatch: pytest.MonkeyPatch
