@@ -139,6 +139,8 @@ class Disk:
         self.slow = 1.0
         # The next write of data hangs in the kernel for so long.
         self.stick_s = 0.0
+        # The next flush of data takes so long, while writes go on.
+        self.stick_flush_s = 0.0
         self.on_write: Callable[[File, int, int], None] = lambda file, offset, length: None
         self.on_durable: Callable[[File, int, int], None] = lambda file, offset, length: None
         self.on_lost: Callable[[File], None] = lambda file: None
@@ -303,6 +305,9 @@ class OsModule:
                 other.news = other is not description
             file.disk.on_lost(file)
             raise
+        if file.disk.stick_flush_s and kind == "flush" and file.name.endswith("/data"):
+            stick_s, file.disk.stick_flush_s = file.disk.stick_flush_s, 0.0
+            self._scheduler.elapse(stick_s)
         file.make_durable(taken)
 
     def sync_file_range(self, descriptor: int, offset: int, length: int, flags: int) -> int:

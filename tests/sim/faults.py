@@ -99,7 +99,7 @@ FAULTS = (
             "replica.log.left_dirty(extents, number)",
             "replica.log.left_dirty(extents, 1 << 60)",
         ),
-        events=("slow-disk", "power", "power-both", "stall-disk", "cut"),
+        events=("strike-flush",),
         narrow=True,
     ),
     _fault(
@@ -243,7 +243,8 @@ FAULTS = (
     _fault(
         "an old session's write landing late",
         ("mirror.peer:Peer._clean_up", "receiver.join()", "pass"),
-        events=("stick-write", "reset", "stick-write", "kill"),
+        events=("strike-late",),
+        protocols="CCB",
     ),
     _fault(
         "fdatasync failing once",
@@ -295,7 +296,7 @@ FAULTS = (
             "changing, asked = self._ranges.tickets(), self._past_the_gate()",
             "changing, asked = set(), set()",
         ),
-        events=("kill-nbdkit", "stall-disk"),
+        events=("strike-source",),
     ),
     _fault(
         "a crashed primary forgets its log",

@@ -18,6 +18,7 @@ from mirror.core.errors import ConnectionCut, MirrorError, NotPrimary
 from mirror.core.limits import EXTENT_BYTES
 from mirror.core.states import DiskState
 from nbd_server.volume import Volume
+from tests.sim import strikes
 from tests.sim.disk import SECTOR_BYTES
 from tests.sim.history import Operation, Reign
 from tests.sim.network import drop, flip_a_bit, stray
@@ -238,15 +239,24 @@ class Life:
             held.on_parked = lambda: None
             delay_s = draw.choice((0.0, 0.0005, 0.002)) * draw.random()
             fate = draw.choice((self._kill_nbdkit, self._cut))
-            self._strike(delay_s, fate, machine, number)
+            self.strike(delay_s, fate, machine, number)
             if draw.random() < 0.7:
                 other = self.world.other(machine)
-                self._strike(delay_s + draw.choice((0.0, 0.001, 0.1)), self._power, other, number)
+                self.strike(delay_s + draw.choice((0.0, 0.001, 0.1)), self._power, other, number)
 
         held.on_parked = strike
 
-    def _strike(self, delay_s: float, fate: Callable[[Machine, float], None], victim: Machine, number: float) -> None:
+    def strike(self, delay_s: float, fate: Callable[[Machine, float], None], victim: Machine, number: float) -> None:
         self.scheduler.at(delay_s, lambda: None if self.healing else fate(victim, number))
+
+    def _strike_source(self, _machine: Machine, number: float) -> None:
+        strikes.strike_source(self, number)
+
+    def _strike_late(self, _machine: Machine, _number: float) -> None:
+        strikes.strike_late(self)
+
+    def _strike_flush(self, machine: Machine, _number: float) -> None:
+        strikes.strike_flush(self, machine)
 
     def _restart(self, machine: Machine, delay_s: float, primary: bool = False) -> None:
         def restart() -> None:
@@ -320,9 +330,7 @@ class Life:
     def _reset(self, _machine: Machine, _number: float) -> None:
         live = self.world.links.live()
         if live:
-            for end in self.scheduler.random.choice(live).ends:
-                end.reset = True
-                end._wake()
+            self.scheduler.random.choice(live).reset()
 
     def _slow_link(self, _machine: Machine, number: float) -> None:
         self.world.links.latency_s = 0.002 + number / 100
@@ -349,7 +357,7 @@ class Life:
             self.truth.on_suspect_written = lambda: None
             fate, victim = draw.choice((self._power, self._power, self._power_both, self._cut)), draw.choice(NAMES)
             delay_s = draw.choice((0.0, 0.001, 0.01)) * draw.random()
-            self._strike(delay_s, fate, self.world.machines[victim], number)
+            self.strike(delay_s, fate, self.world.machines[victim], number)
 
         self.truth.on_suspect_written = strike
 
@@ -460,7 +468,7 @@ class Life:
             machine.disk.full = False
             machine.disk.failing.clear()
             machine.disk.slow = 1.0
-            machine.disk.stick_s = 0.0
+            machine.disk.stick_s = machine.disk.stick_flush_s = 0.0
             if machine.process is not None and machine.process.stopped:
                 self.scheduler.resume(machine.process)
         operator = Process("operator")

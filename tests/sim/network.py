@@ -98,6 +98,11 @@ class Connection:
         if len(links.connections) > 200:
             links.connections = [one for one in links.connections if not all(end.closed for end in one.ends)]
 
+    def reset(self) -> None:
+        for end in self.ends:
+            end.reset = True
+            end._wake()
+
     def transmit(self, side: int, segment: bytes | None) -> None:
         """Send a segment (None: the end of the stream) from one side."""
         if self.silent:

@@ -72,6 +72,8 @@ EVENTS = {
     "flip": 1, "verify": 1, "resize": 2, "log-size": 3, "strike-parked": 2,
     # Where it is asked for: much else can go wrong beside a flipped bit.
     "strike-suspect": 0,
+    # What some planted faults need at one moment, which chance hardly brings about.
+    "strike-source": 0, "strike-late": 0, "strike-flush": 0,
 }  # fmt: skip
 
 

@@ -94,6 +94,8 @@ class Held:
     durable_dirty: dict[int, int] = field(default_factory=dict)
     # Called when a write has been parked here.
     on_parked: Callable[[], None] = lambda: None
+    # Called when a client's write that the peer has sent has been applied here.
+    on_applied: Callable[[], None] = lambda: None
 
     @property
     def name(self) -> str:
@@ -119,6 +121,8 @@ class Truth:
         self.written_whole: dict[int, int] = {}
         # What happens when a write of a suspect block is answered.
         self.on_suspect_written: Callable[[], None] = lambda: None
+        # What happens when a change is answered.
+        self.on_answered: Callable[[], None] = lambda: None
         # When each sector last got a client's write on either replica, and when a bit of it was flipped.
         self.client_wrote: dict[int, int] = {}
         self.spoilt: dict[int, int] = {}
@@ -212,6 +216,8 @@ class Truth:
             self._check_logged(
                 source, held, extents, range(offset // PAGE_BYTES, (offset + length - 1) // PAGE_BYTES + 1)
             )
+            if task.name.startswith("apply"):
+                held.on_applied()
 
     def _parked_written(self, held: Held, file: File, offset: int) -> None:
         """What is parked has reached this replica: no killed process loses it, and a power cut does as it does others.
@@ -528,6 +534,7 @@ class Truth:
 
     def answered_change(self, held: Held, operation: Operation, started: int) -> None:
         """A write, zero or trim was answered well."""
+        self.on_answered()
         # First, for they may be seen here for the first time, and be no more because of this very write.
         self.note_suspects()
         self._note_written(operation.sectors)
