@@ -14,9 +14,9 @@ What is measured is a *budget*: each foreground write earns OVER_ALLOWED, each o
 While it is overdrawn, slow writes lower the share; while something is left, the share rises. So on the average the
 fraction of slow writes is what a p99 allows, at ten writes a second and at ten thousand alike.
 
-What a write takes without the resync is measured in *probes*: the resync stops for a moment, now and then. Those of the last half minute
-count: a volume that was slow for other reasons must not have its resync go on at their pace. The figures
-of before do not serve: before a resync the volume mostly had no peer, and its writes did not wait for one.
+What a write takes without the resync is measured in *probes*: the resync stops for a moment, now and then. Those of the
+last half minute count, or a volume that was slow for other reasons would have its resync go on at that pace. The
+figures of before do not serve: before a resync the volume mostly had no peer, and its writes did not wait for one.
 
 What lost, in tests/unit/test_throttle.py's world:
 - the p99 of each 0.1 s against the target: the same where writes are many; at 300 a second its noise costs up to a
