@@ -66,6 +66,8 @@ COUNT_MIN = {"p50_us": 8, "p99_us": 50}
 STALL_TIMES = 20
 # A peer that is well is heard of several times in this while, and requests end a moment before or after they go on.
 SILENT_S, AGES_DIFFER_S = 0.5, 0.1
+# A log of twice the size that spares less than this part of the misses is of no use.
+WORTH = 0.1
 # With nothing idle whoever is woken waits for a turn of a few milliseconds; what takes longer is no such wait.
 SCARCE_IDLE_PERCENT, TURNS_US = 5, 10_000.0
 # Of a request that nobody looked at, two halves are known: the stages that each may be.
@@ -161,6 +163,13 @@ def _answers_sooner_under_a(facts: Facts, blame: Blame) -> bool:
 
 def _answers_sooner_under_b(facts: Facts, blame: Blame) -> bool:
     return facts["protocol"] == "C" and blame.kind == WRITE
+
+
+def _no_larger_log_helps(facts: Facts, _blame: Blame) -> bool:
+    log, larger = facts["activity_log"], facts["activity_log"]["larger"]
+    if log["miss_rate"] is None or larger is None or larger["miss_rate"] is None:
+        return False
+    return bool(log["miss_rate"] - larger["miss_rate"] < WORTH * log["miss_rate"])
 
 
 def _goal(facts: Facts, _blame: Blame) -> bool:
@@ -263,6 +272,13 @@ CAUSES: tuple[Cause, ...] = (
         f"{_LINK_HELPS}; protocol A does not wait for the link",
     ),
     Cause((LINK, RECEIVE), _always, "link", "the link to the peer is slow", _LINK_HELPS),
+    Cause(
+        (COLD,),
+        _no_larger_log_helps,
+        "cold-extents",
+        "writes meet extents that are not in the activity log, and one of twice the size would not hold them either",
+        "writes that are closer together; a faster disk for the replica's directory, where the log is",
+    ),
     Cause(
         (COLD,),
         _goal,

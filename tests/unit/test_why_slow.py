@@ -11,10 +11,15 @@ from mirror.core import stages
 from mirror.core.stages import AFTER, BEFORE, TOTAL
 from mirror.core.why_slow import CAUSES, HALVES, SLOW_US, answer, time_text
 
+LOG: dict[str, Any] = {"extents": 1024, "miss_rate": 0.5, "goal_s": None, "larger": {"miss_rate": 0.2}}
 WELL: dict[str, Any] = {"silent_s": 0.06, "before": []}
 RECORDED: dict[str, dict[str, Any]] = {
-    # Those were recorded before a server told of its peer's silence.
-    name: {"peer_silence": WELL if found["peer"] else None, **found}
+    # Those were recorded before a server told of its peer's silence, and of other logs.
+    name: {
+        "peer_silence": WELL if found["peer"] else None,
+        **found,
+        "activity_log": {"larger": None, **found["activity_log"]},
+    }
     for name, found in json.loads(Path(__file__).with_name("why_slow_facts.json").read_text()).items()
 }
 
@@ -35,7 +40,7 @@ def facts(kind: str = "write", **more: Any) -> dict[str, Any]:
         "oldest": None,
         "peer_silence": WELL,
         "processor": {"cores": 2, "own_cores": 0.2, "idle_percent": 60},
-        "activity_log": {"extents": 1024, "miss_rate": 0.1, "goal_s": None},
+        "activity_log": LOG,
         "resync": None,
         "verify": None,
         "proof": {"state": "proven"},
@@ -64,7 +69,7 @@ def test_recorded(name: str) -> None:
         (facts(link=SLOW), "link"),
         (facts(link=SLOW, peer_disk=0.0), "link-or-peer"),
         (facts(log=SLOW), "cold-extents"),
-        (facts(log=SLOW, activity_log={"extents": 64, "miss_rate": 0.9, "goal_s": 30.0}), "cold-extents"),
+        (facts(log=SLOW, activity_log={**LOG, "goal_s": 30.0}), "cold-extents"),
         (facts(range=SLOW), "overlaps"),
         (facts(flush=SLOW, kind="flush"), "flushes"),
         (facts(interpreter=SLOW), "processor"),
@@ -198,6 +203,24 @@ def test_another_protocol_is_advised_where_it_would_help(given: dict[str, Any], 
     helps = answer(given).cause.helps
     assert words in helps
     assert words or "protocol" not in helps
+
+
+@pytest.mark.parametrize(
+    ("log", "words"),
+    [
+        ({}, "more `activity_log_extents`"),
+        ({"goal_s": 30.0}, "a longer `resync_after_crash`"),
+        ({"larger": {"miss_rate": 0.47}}, "closer together"),
+        ({"goal_s": 30.0, "larger": {"miss_rate": 0.5}}, "closer together"),
+        ({"larger": {"miss_rate": None}}, "more `activity_log_extents`"),
+        ({"larger": None}, "more `activity_log_extents`"),
+        ({"miss_rate": None}, "more `activity_log_extents`"),
+    ],
+)
+def test_a_larger_log_is_advised_where_it_would_hold_more(log: dict[str, Any], words: str) -> None:
+    found = answer(facts(log=SLOW, activity_log={**LOG, **log}))
+    assert found.cause.name == "cold-extents"
+    assert words in found.cause.helps
 
 
 def test_busy_neighbours_are_no_slow_link() -> None:
