@@ -18,7 +18,8 @@ tests as well), and comparing by writes right beside each trial alone (beside bu
 The peer looks for the next write, after its answer to this one. How long that will be off the primary knows: where a
 client takes its time, the peer does not look at all.
 
-Pure: the caller reads the clock. Writes that are alone are noted one at a time; a lost update costs a measurement.
+Pure: the caller reads the clock. Writes that are alone are mostly noted one at a time; a lost update costs a
+measurement, and a number that two count down may come out below zero.
 """
 
 from mirror.core.limits import SPIN_US_MAX
@@ -93,7 +94,7 @@ class Spin:
     @property
     def wanted_us(self) -> int:
         """For this write: microseconds to spin at most, 0 to sleep."""
-        if self._duel:
+        if self._duel > 0:
             return self.us if self._duel // _TURN_WRITES % 2 else 0
         return self.us if self.pays is not (self._trial > 0) else 0
 
@@ -109,12 +110,12 @@ class Spin:
         self.peer_us = self.us if self._long_pauses <= _PAUSES // 2 else 0
         self._ended_ns = ended_ns
         (self._spun if spun else self._slept).add(ended_ns - started_ns)
-        if self._duel:
+        if self._duel > 0:
             self._duel -= 1
-            if not self._duel:
+            if self._duel <= 0 and self._are_enough():
                 self.pays = self._is_better()
             return
-        if self._trial:
+        if self._trial > 0:
             self._trial -= 1
             return
         self._since += 1
@@ -124,12 +125,15 @@ class Spin:
             self._since, self._trial = 0, _TRIAL_WRITES
 
     def _compare(self) -> None:
-        if self._spun.count < _ENOUGH or self._slept.count < _ENOUGH:
+        if not self._are_enough():
             return
         self._votes = self._votes + 1 if self._is_better() is not self.pays else 0
         if self._votes == _VOTES:
             self._votes, self._since, self._duel = 0, 0, _DUEL_WRITES
             self._spun, self._slept = _Latest(), _Latest()
+
+    def _are_enough(self) -> bool:
+        return min(self._spun.count, self._slept.count) >= _ENOUGH
 
     def _is_better(self) -> bool:
         """Whether those that spun are, in p50, and no worse in their tail."""

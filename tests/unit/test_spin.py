@@ -92,6 +92,21 @@ def test_bad_moments_of_the_machine_do_not_speak_against_what_it_does_in_them(se
     assert spun_us > 0.97 * now_us, "without a duel 0.88 to 0.92"
 
 
+@pytest.mark.parametrize("answered_in_time", [True, False])
+def test_writes_that_go_one_way_whatever_is_wanted(answered_in_time: bool) -> None:
+    """Under protocol A a write is not looked for while others are on their way: a duel may learn of one way only."""
+    draw = random.Random(5)
+    spin = Spin("auto")
+    live(spin, QUIET, 20_000, draw)
+    now_ns = 0
+    for _ in range(50_000):
+        latency_ns = draw.randrange(100_000, 200_000 if answered_in_time else 9_000_000)
+        spin.note(spin.wanted_us > 0 and draw.random() < 0.002, now_ns, now_ns + latency_ns)
+        now_ns += latency_ns
+    live(spin, QUIET, 40_000, draw)
+    assert live(spin, QUIET, 20_000, draw) > 19_000
+
+
 @pytest.mark.parametrize("us", [1, 30, SPIN_US_MAX])
 def test_a_number_is_taken_at_its_word(us: int) -> None:
     spin = Spin(us)
