@@ -6,20 +6,14 @@ one to spare, and for one write at a time (with more in flight it halves the thr
 
 `auto` measures itself: it keeps the latest latencies of writes that spun and of writes that slept, spins while those
 that spun are better in p50 and no worse in p99 (for which the mean of the worst fiftieth stands, without the two worst
-of all: it jumps less), and tries the other way with few enough writes that no percentile shows it. Its own way it knows
-by writes of this moment and the other one by those of some seconds, so a bad moment speaks against whatever it does:
-where they say that the other way is better, both take turns in a *duel*, a few writes each, and what that says counts.
-
-What lost: backing off after one miss (throws the gain away), the share of misses (beside busy loops answers come in
-time and the p99 is twice as bad all the same), asking for the load of the machine (it knows nothing of quotas); no
-duel (on a virtual machine whose host took 5 % of its processors it slept up to a sixth of the time, in the model of the
-tests as well), and comparing by writes right beside each trial alone (beside busy loops it spins most of the time).
+of all: it jumps less), and tries the other way with few enough writes that no percentile shows it. What lost: backing
+off after one miss (throws the gain away), the share of misses (beside busy loops answers come in time and the p99 is
+twice as bad all the same), asking for the load of the machine (it knows nothing of quotas).
 
 The peer looks for the next write, after its answer to this one. How long that will be off the primary knows: where a
 client takes its time, the peer does not look at all.
 
-Pure: the caller reads the clock. Writes that are alone are mostly noted one at a time; a lost update costs a
-measurement, and a number that two count down may come out below zero.
+Pure: the caller reads the clock. Writes that are alone are noted one at a time; a lost update costs a measurement.
 """
 
 from mirror.core.limits import SPIN_US_MAX
@@ -40,8 +34,6 @@ _TRIAL_WRITES = 32
 _TRIAL_EVERY_ASLEEP = 1024
 # Comparisons in a row that must say so before it changes its mind: longer than one outlier is remembered.
 _VOTES = _KEPT // _COMPARE_EVERY + 2
-# Writes of a duel, half of them each way, and how many in a row go one way.
-_DUEL_WRITES, _TURN_WRITES = 2 * _KEPT, 16
 # Long pauses of the client more than short ones, of the latest so many, and the peer sleeps at once.
 _PAUSES = 8
 # Noise in the tail of so few: spinning is not given up for less.
@@ -86,16 +78,12 @@ class Spin:
         self._spun, self._slept = _Latest(), _Latest()
         self._since = 0
         self._votes = 0
-        # Writes that are left of a duel.
-        self._duel = 0
         # Writes that are left of a trial of the other way; the first one comes at once.
         self._trial = _ENOUGH if self.auto else 0
 
     @property
     def wanted_us(self) -> int:
         """For this write: microseconds to spin at most, 0 to sleep."""
-        if self._duel > 0:
-            return self.us if self._duel // _TURN_WRITES % 2 else 0
         return self.us if self.pays is not (self._trial > 0) else 0
 
     def note(self, spun: bool, started_ns: int, ended_ns: int) -> None:
@@ -110,12 +98,7 @@ class Spin:
         self.peer_us = self.us if self._long_pauses <= _PAUSES // 2 else 0
         self._ended_ns = ended_ns
         (self._spun if spun else self._slept).add(ended_ns - started_ns)
-        if self._duel > 0:
-            self._duel -= 1
-            if self._duel <= 0 and self._are_enough():
-                self.pays = self._is_better()
-            return
-        if self._trial > 0:
+        if self._trial:
             self._trial -= 1
             return
         self._since += 1
@@ -125,17 +108,10 @@ class Spin:
             self._since, self._trial = 0, _TRIAL_WRITES
 
     def _compare(self) -> None:
-        if not self._are_enough():
+        if self._spun.count < _ENOUGH or self._slept.count < _ENOUGH:
             return
-        self._votes = self._votes + 1 if self._is_better() is not self.pays else 0
-        if self._votes == _VOTES:
-            self._votes, self._since, self._duel = 0, 0, _DUEL_WRITES
-            self._spun, self._slept = _Latest(), _Latest()
-
-    def _are_enough(self) -> bool:
-        return min(self._spun.count, self._slept.count) >= _ENOUGH
-
-    def _is_better(self) -> bool:
-        """Whether those that spun are, in p50, and no worse in their tail."""
         (p50_spun, tail_spun), (p50_slept, tail_slept) = self._spun.middle_and_tail(), self._slept.middle_and_tail()
-        return p50_spun < p50_slept and tail_spun <= _WORSE_TAIL * tail_slept
+        verdict = p50_spun < p50_slept and tail_spun <= _WORSE_TAIL * tail_slept
+        self._votes = self._votes + 1 if verdict is not self.pays else 0
+        if self._votes == _VOTES:
+            self.pays, self._votes = verdict, 0
