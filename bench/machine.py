@@ -30,17 +30,21 @@ def ticks() -> list[int]:
     return [int(word) for word in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]]
 
 
+def _spent(since: list[int]) -> list[int]:
+    return [after - before for after, before in zip(ticks(), since, strict=True)]
+
+
 def idle_percent() -> float:
     """Of all cores, for a second, before anything was started."""
     before = ticks()
     pause(1)
-    spent = [after - one for after, one in zip(ticks(), before, strict=True)]
+    spent = _spent(before)
     return 100 * spent[3] / max(sum(spent), 1)
 
 
 def stolen_percent(since: list[int]) -> float:
     """Of what a virtual machine's cores wanted to run since then, what their host gave to others."""
-    spent = [after - before for after, before in zip(ticks(), since, strict=True)]
+    spent = _spent(since)
     return 100 * spent[7] / max(sum(spent) - spent[3] - spent[4], 1)
 
 

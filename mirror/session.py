@@ -17,7 +17,7 @@ from typing import Any
 
 from mirror.core.errors import LinkLost, MirrorError, OperatorError, PeerError, ProtocolError
 from mirror.core.generation import Outcome, Standing
-from mirror.core.limits import CONTROL_BYTES_MAX, DATA_STREAMS, REQUEST_BYTES_MAX, SYNC_STREAMS
+from mirror.core.limits import CONTROL_BYTES_MAX, DATA_STREAMS, REQUEST_BYTES_MAX, SILENT_S, SYNC_STREAMS
 from mirror.core.parked import ParkedNumbers
 from mirror.core.wire import MessageType, decode_object, words
 from mirror.link import Stream
@@ -27,8 +27,6 @@ from mirror.runtime import Runtime
 HEARTBEATS_PER_TIMEOUT = 20
 # However long the timeout, so that a silence is known as one long before it ends the session.
 HEARTBEAT_INTERVAL_S_MAX = 0.2
-# What counts as a silence: more than one heartbeat is missing.
-SILENT_S = 0.5
 SILENCES_KEPT = 8
 # The part of the peer timeout after which silence ends a session; the rest is for recording the loss durably, so that
 # writes are held up for no longer than the timeout altogether.

@@ -170,3 +170,6 @@ PROOF_REST_BYTES_PER_S = 16 * MIB
 VERIFY_NOTE_INTERVAL_S = 5.0
 # After an accept that the system refused (no descriptor) whoever comes waits so long for the next one.
 ACCEPT_PAUSE_S = 0.1
+
+# A peer that is not heard of for so long is silent, well before it counts as lost: heartbeats come several times in it.
+SILENT_S = 0.5

@@ -10,6 +10,7 @@ The facts are what `nbdmirror why-slow DIR --json` prints; docs/operations.md de
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from mirror.core.limits import SILENT_S
 from mirror.core.stages import (
     AFTER,
     APPLY,
@@ -64,8 +65,8 @@ BUSY_CORES = 0.85
 COUNT_MIN = {"p50_us": 8, "p99_us": 50}
 # One in a hundred says nothing of a stall that took so many times as long.
 STALL_TIMES = 20
-# A peer that is well is heard of several times in this while, and requests end a moment before or after they go on.
-SILENT_S, AGES_DIFFER_S = 0.5, 0.1
+# Requests end a moment after the silence that held them up.
+AGES_DIFFER_S = 0.1
 # A log of twice the size that spares less than this part of the misses is of no use.
 WORTH = 0.1
 # With nothing idle whoever is woken waits for a turn of a few milliseconds; what takes longer is no such wait.
