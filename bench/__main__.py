@@ -42,13 +42,12 @@ console = Console(width=None if sys.stdout.isatty() else 140)
 class Run:
     """One run of the rows that are wanted, in a directory of its own that goes away with it."""
 
-    def __init__(self, directory: Path, scale: Scale, rows: list[Row], progress: Progress) -> None:
-        self.directory, self.scale = directory, scale
+    def __init__(self, directory: Path, scale: Scale, rows: list[Row], record: Record, progress: Progress) -> None:
+        self.directory, self.scale, self.record = directory, scale, record
         wanted = needed(rows)
         self.works = {name: targets for name, targets in wanted.items() if name in WORKS}
         self.experiments = [name for name in EXPERIMENTS if name in wanted]
         self.targets = [name for name in TARGETS if any(name in targets for targets in self.works.values())]
-        self.record = Record(machine.facts(directory), dataclasses.asdict(scale))
         steps = len(self.targets) + sum(EXPERIMENTS[name].steps(scale) for name in self.experiments)
         steps += scale.rounds * sum(len(targets) for targets in self.works.values())
         self.progress, self.task = progress, progress.add_task("", total=steps)
@@ -59,7 +58,7 @@ class Run:
         self.progress.update(self.task, description=what, completed=self.steps_begun)
         self.steps_begun += 1
 
-    def all(self) -> Record:
+    def all(self) -> None:
         with self.standing() as targets:
             for name, doers in self.works.items():
                 self.measure(name, [targets[doer] for doer in TARGETS if doer in doers and doer in targets])
@@ -70,7 +69,6 @@ class Run:
             except Unavailable as reason:
                 self.record.absent[name] = str(reason)
             shutil.rmtree(directory, ignore_errors=True)
-        return self.record
 
     @contextlib.contextmanager
     def standing(self) -> Iterator[dict[str, Target]]:
@@ -130,7 +128,8 @@ def write_report() -> None:
     draw(record, report.LATEST)
 
 
-def run(directory: Path, scale: Scale, rows: list[Row]) -> Record:
+def run(directory: Path, scale: Scale, rows: list[Row], record: Record) -> None:
+    """What was measured is in the record, also when this is stopped or something breaks."""
     free_bytes = shutil.disk_usage(directory).free
     if free_bytes < scale.free_bytes:
         short = f"{free_bytes >> 30} GiB free, {scale.free_bytes >> 30} needed: give another --directory"
@@ -139,7 +138,7 @@ def run(directory: Path, scale: Scale, rows: list[Row]) -> Record:
     where = Path(tempfile.mkdtemp(prefix="nbdmirror-bench-", dir=directory))
     try:
         with Progress(*columns, console=console, transient=True) as progress:
-            return Run(where, scale, rows, progress).all()
+            Run(where, scale, rows, record, progress).all()
     finally:
         shutil.rmtree(where, ignore_errors=True)
 
@@ -162,6 +161,20 @@ def tell(record: Record, rows: list[Row]) -> None:
         )
     for name, reason in record.absent.items():
         console.print(f"not available: {name}: {reason}", highlight=False)
+
+
+def keep(record: Record, scale: Scale, part: bool, drbd: bool, broken: bool) -> None:
+    """In a file by what it is: only a whole run is one that the docs may quote."""
+    if broken:
+        save(record, report.RESULTS / "broken.json")
+    elif part:
+        # A part of a table is nothing to keep, but to look at.
+        draw(record, report.RESULTS / "part.json")
+    elif scale == FULL:
+        save(record, report.BESIDE_DRBD if drbd else report.LATEST)
+        console.print("`make report` puts it into docs/performance.md")
+    else:
+        save(record, report.RESULTS / ("quick.json" if scale == QUICK else "other.json"))
 
 
 def stopped(*_: Any) -> NoReturn:
@@ -193,26 +206,22 @@ def main(
     scale = dataclasses.replace(scale, rounds=rounds or scale.rounds, seconds=seconds or scale.seconds)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, stopped)
+    record = Record(machine.facts(directory), dataclasses.asdict(scale))
     begin_s, ticks = time.monotonic(), machine.ticks()
+    broken = None
     try:
-        record = run(directory, scale, rows)
-    except BenchError as error:
-        console.print(f"[red]{error}", highlight=False)
-        sys.exit(1)
+        run(directory, scale, rows, record)
+    except (BenchError, KeyboardInterrupt) as error:
+        broken = str(error) or "stopped"
     record.settings["minutes"] = round((time.monotonic() - begin_s) / 60, 1)
     record.settings["stolen_percent"] = round(machine.stolen_percent(ticks), 1)
-    tell(record, rows)
-    if not record.rounds:
-        return  # all is missing
-    if row:
-        # A part of a table is nothing to keep, but to look at.
-        draw(record, report.RESULTS / "part.json")
-        return
-    if scale == FULL:
-        save(record, report.BESIDE_DRBD if drbd else report.LATEST)
-        console.print("`make report` puts it into docs/performance.md")
-    else:
-        save(record, report.RESULTS / ("quick.json" if quick else "other.json"))
+    if record.rounds or not broken:
+        tell(record, rows)
+    if record.rounds:
+        keep(record, scale, part=bool(row), drbd=drbd, broken=broken is not None)
+    if broken:
+        console.print(f"[red]{broken}", highlight=False)
+        sys.exit(1)
 
 
 if __name__ == "__main__":

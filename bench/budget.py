@@ -15,6 +15,8 @@ from html import escape
 from pathlib import Path
 from typing import NamedTuple
 
+import click
+
 from bench import cycles, fio
 from bench.figures import Record, Round
 from bench.processes import BenchError, command, wait_for
@@ -261,7 +263,24 @@ def _time_ns(statements: tuple[str, ...]) -> float:
     return float(found.group(1))
 
 
-if __name__ == "__main__":
-    from bench.__main__ import main
+@click.command()
+@click.option("--quick", is_flag=True, help="Half a minute instead of a whole one.")
+@click.option("--directory", type=click.Path(path_type=Path, exists=True), default="/var/tmp", show_default=True)
+def main(quick: bool, directory: Path) -> None:
+    """Where the time of one request goes: client, nbdkit, lock, log, disks, and the way to the peer and back.
 
-    main(["--row", "one request goes", *sys.argv[1:]])
+    For a hot, a cold and a FUA write and for a write with a flush: a table of the steps, and the picture
+    bench/results/part-budget.svg.
+
+    \b
+    Example:
+      python -m bench.budget --quick --directory /mnt/disk
+    """
+    # It needs this module.
+    from bench.__main__ import main as bench
+
+    bench(["--row", "one request goes", "--directory", str(directory), *(["--quick"] if quick else [])])
+
+
+if __name__ == "__main__":
+    main()
