@@ -16,8 +16,8 @@ from mirror.session import Session
 from mirror.spans import Span
 from mirror.store import Store
 
-# Twice the pages of databases.
-TYPICAL_BYTES_MAX = 16 * 1024
+# Up to what NFS servers and copying programs mostly write; in larger ones a wake-up is little.
+TYPICAL_BYTES_MAX = 64 * 1024
 # Larger ones go by streams of their own: copying them is what takes time, and several are copied at once.
 SHARED_BYTES_MAX = 32 * 1024
 

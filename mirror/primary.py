@@ -186,8 +186,9 @@ class Primary:
             self._on_suspects(change)
         unlock = True
         alone = change.parked_in is None and self.is_alone()
-        # Whoever waits for a disk sleeps: to spin beside it only takes the processor from what ends its wait.
-        spin_us = self.spin.wanted_us if alone and not change.flags & Flag.FUA else 0
+        # Whoever waits for a disk sleeps: to spin beside it only takes the processor from what ends its wait. Nor does
+        # anybody spin for what is not noted: nothing would end that.
+        spin_us = self.spin.wanted_us if alone and change.is_typical else 0
         started_ns = self.trace.start()
         try:
             if session is None:

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from mirror import confirmer
+from mirror.change import Change
 from mirror.core.errors import LinkLost
 from mirror.core.spin import Spin
 from mirror.core.wire import MessageType
@@ -57,8 +58,9 @@ def test_a_payload_is_lent_where_the_client_waits_until_the_peer_has_it(
 
     plain_send = Stream.send
     with pair(tmp_path, protocol) as (first, _):
-        # Alone and spinning, a write under A does not go by the queue, which copies it.
+        # Alone and spinning, a write under A does not go by the queue, which copies it. None so large spins.
         first._primary.spin = Spin(100)
+        monkeypatch.setattr(Change, "is_typical", True)
         monkeypatch.setattr(Primary, "is_alone", lambda primary: True)
         monkeypatch.setattr(Stream, "send", send)
         first.write(memoryview(bytes(LENT_BYTES_MIN)), 0, False)

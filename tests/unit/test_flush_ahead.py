@@ -157,7 +157,7 @@ def test_news_of_parked_writes_go_with_a_flush_that_is_waited_for(
     session.give_back(stream)
 
 
-@pytest.mark.parametrize(("length", "fua"), [(64 * 1024, False), (4096, True)])
+@pytest.mark.parametrize(("length", "fua"), [(128 * 1024, False), (4096, True)])
 def test_only_behind_small_writes_that_wait_for_no_disk(
     committing: tuple[Volume, Volume], asked: list[str], length: int, fua: bool
 ) -> None:
