@@ -2,7 +2,7 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-test run test test-long sim soak bench bench-quick bench-drbd report lint format pictures clean
+.PHONY: help setup setup-test run test test-long sim soak bench bench-quick bench-drbd bench-tried report lint format pictures clean
 
 bin := .venv/bin
 
@@ -39,7 +39,10 @@ bench-quick: setup-test ## the same in 2 minutes, to see that it works; its figu
 bench-drbd: setup-test ## beside DRBD, both in User-Mode Linux guests
 	@$(bin)/python -m bench --drbd $(ARGS)
 
-report: setup-test ## write docs/performance.md and its pictures anew, from what `make bench` found
+bench-tried: setup-test ## measure again what was tried, a minute
+	@$(bin)/python -m bench.tried $(ARGS)
+
+report: setup-test ## write docs/performance.md and its pictures anew, from what the runs above found
 	@$(bin)/python -m bench --report
 
 lint: setup-test ## style, format and types

@@ -122,9 +122,8 @@ def draw(record: Record, path: Path) -> None:
 def write_report() -> None:
     """docs/performance.md and the pictures, from what the last full run wrote."""
     record = report.load()
-    report.PAGE.write_text(
-        report.page(report.PAGE.read_text(), record, report.load(report.BESIDE_DRBD), report.elsewhere())
-    )
+    others = report.load(report.BESIDE_DRBD), report.load(report.TRIED), report.elsewhere()
+    report.PAGE.write_text(report.page(report.PAGE.read_text(), record, *others))
     draw(record, report.LATEST)
 
 

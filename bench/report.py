@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.table import Table
 
-from bench import budget, pictures, works
+from bench import budget, pictures, tried, works
 from bench.figures import Record, Value
 from bench.rows import DRBD_ROWS, NOT_AVAILABLE, ROWS, Judged, Row, judge
 
@@ -15,6 +15,7 @@ ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "bench" / "results"
 LATEST = RESULTS / "latest.json"
 BESIDE_DRBD = RESULTS / "drbd.json"
+TRIED = RESULTS / "tried.json"
 # A full run on another machine is kept as `machine-NAME.json`.
 ELSEWHERE = "machine-*.json"
 PAGE = ROOT / "docs" / "performance.md"
@@ -139,8 +140,8 @@ def _budget(record: Record) -> list[str]:
     return ["### Where the time of one request goes", *tables] if tables else []
 
 
-def page(text: str, record: Record, beside_drbd: Record, others: Iterable[Record] = ()) -> str:
-    """docs/performance.md with what was measured made anew."""
+def page(text: str, record: Record, beside_drbd: Record, again: Record, others: Iterable[Record] = ()) -> str:
+    """docs/performance.md with what was measured made anew; `again`: what was tried."""
     head, _, rest = text.partition(BEGIN)
     _, _, tail = rest.partition(END)
     parts = [
@@ -150,5 +151,7 @@ def page(text: str, record: Record, beside_drbd: Record, others: Iterable[Record
         *(part for other in others for part in ("### On another machine", markdown(other, ROWS, "make bench"))),
         "### In guests, with DRBD",
         markdown(beside_drbd, DRBD_ROWS, "make bench-drbd"),
+        "### What was tried, measured again",
+        markdown(again, tried.ROWS, "make bench-tried"),
     ]
     return "\n\n".join([f"{head}{BEGIN}", *parts, f"{END}{tail}"])

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from bench import pictures, report
+from bench import pictures, report, tried
 from bench.figures import Figure, Record, Round, p99_by_time, percentile, ratios
 from bench.rows import DRBD_ROWS, NOT_AVAILABLE, ROWS, Goal, Row, at_least, at_most, judge, matching, needed
 from bench.works import EXPERIMENTS, FILE, MIRRORED_C, TARGETS, WORKS, WRITE
@@ -108,7 +108,7 @@ def test_every_row_names_what_can_be_measured_and_shown(row: Row) -> None:
 
 
 def test_rows_are_told_apart() -> None:
-    names = [(row.section, row.name) for row in (*ROWS, *DRBD_ROWS)]
+    names = [(row.section, row.name) for row in (*ROWS, *DRBD_ROWS, *tried.ROWS)]
     assert len(set(names)) == len(names)
 
 
@@ -163,14 +163,15 @@ def test_a_row_as_text() -> None:
 
 def test_a_page_is_made_anew_between_its_markers() -> None:
     text = f"before\n{report.BEGIN}\nformerly\n{report.END}\nafter\n"
-    made = report.page(text, record([10], [10]), Record())
+    made = report.page(text, record([10], [10]), Record(), Record())
     assert made.startswith("before\n")
     assert made.endswith("\nafter\n")
     assert "formerly" not in made
     assert all(row.name in made for row in ROWS)
     assert "make bench-drbd" in made
-    assert report.page(made, record([10], [10]), Record()) == made
-    both = report.page(made, record([10], [10]), Record(), [record([70], [10])])
+    assert "make bench-tried" in made
+    assert report.page(made, record([10], [10]), Record(), Record()) == made
+    both = report.page(made, record([10], [10]), Record(), Record(), [record([70], [10])])
     assert "### On another machine" in both
     assert "7.00 ×" in both
 
@@ -191,7 +192,7 @@ def test_pictures_are_well_formed_and_name_their_curves() -> None:
 
 def test_the_page_says_what_the_last_full_run_found() -> None:
     text = report.PAGE.read_text()
-    records = report.load(), report.load(report.BESIDE_DRBD), report.elsewhere()
+    records = report.load(), report.load(report.BESIDE_DRBD), report.load(report.TRIED), report.elsewhere()
     assert report.page(text, *records) == text, "make report"
 
 
@@ -201,3 +202,11 @@ def test_the_pictures_are_of_the_last_full_run() -> None:
     assert kept == set(drawn)
     for path, picture in drawn.items():
         assert path.read_text() == picture, "make report"
+
+
+def test_all_that_was_tried_and_can_be_measured_again_was() -> None:
+    again = report.load(report.TRIED)
+    assert {work: set(ways) for work, ways in again.rounds.items()} == {
+        trial.work: set(trial.ways) for trial in tried.TRIALS
+    }, "make bench-tried"
+    assert all(one.value is not None for one in judge(again, tried.ROWS)), "make bench-tried"
