@@ -1,6 +1,7 @@
 """The bench's parts that measure nothing: rounds and ratios, goals, what a table needs, the page that it becomes."""
 
 import json
+import re
 import xml.etree.ElementTree
 from pathlib import Path
 
@@ -210,3 +211,13 @@ def test_all_that_was_tried_and_can_be_measured_again_was() -> None:
         trial.work: set(trial.ways) for trial in tried.TRIALS
     }, "make bench-tried"
     assert all(one.value is not None for one in judge(again, tried.ROWS)), "make bench-tried"
+
+
+# What the software or the kernel is set to; any other amount would be one that was measured once, by nobody knows what.
+SETTINGS = {"10 ms", "100 µs", "400 µs"}
+
+
+def test_what_was_tried_is_told_without_figures_of_its_own() -> None:
+    _, _, told = report.PAGE.read_text().partition("## What was tried\n")
+    amounts = re.findall(r"\d[\d.]* (?:ns|µs|ms|s|%|times|×|MB/s)(?!\w)", told.partition("\n## ")[0])
+    assert set(amounts) <= SETTINGS
