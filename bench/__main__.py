@@ -23,7 +23,7 @@ from rich.console import Console
 from rich.markdown import Markdown
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
-from bench import budget, fio, machine, pictures, report
+from bench import budget, fio, machine, pictures, processor, report
 from bench.figures import Record, Round
 from bench.processes import BenchError, Unavailable
 from bench.rows import DRBD_ROWS, ROWS, Row, matching, needed
@@ -107,9 +107,13 @@ class Run:
             self.record.add(name, target_name, rounds)
 
 
-def save(record: Record, path: Path) -> None:
+def save_json(record: Record, path: Path) -> None:
     path.parent.mkdir(exist_ok=True)
     path.write_text(json.dumps(record.as_json(), ensure_ascii=False, indent=1) + "\n")
+
+
+def save(record: Record, path: Path) -> None:
+    save_json(record, path)
     draw(record, path)
     console.print(f"written to {path} and beside it", highlight=False)
 
@@ -122,9 +126,13 @@ def draw(record: Record, path: Path) -> None:
 def write_report() -> None:
     """docs/performance.md and the pictures, from what the last full run wrote."""
     record = report.load()
-    others = report.load(report.BESIDE_DRBD), report.load(report.TRIED), report.elsewhere()
+    profiled = report.load(report.PROFILE)
+    others = report.load(report.BESIDE_DRBD), report.load(report.TRIED), profiled, report.elsewhere()
     report.PAGE.write_text(report.page(report.PAGE.read_text(), record, *others))
     draw(record, report.LATEST)
+    picture = processor.picture(profiled)
+    if picture is not None:
+        report.PROFILE.with_suffix(".svg").write_text(picture)
 
 
 def run(directory: Path, scale: Scale, rows: list[Row], record: Record) -> None:

@@ -22,9 +22,9 @@ def words(uri: str, options: tuple[str, ...]) -> list[str]:
     ]
 
 
-def run(uri: str, options: tuple[str, ...], timeout_s: float) -> dict[str, Any]:
-    """fio's own figures of its one job. BenchError when it reports an error."""
-    command = words(uri, options)
+def run(uri: str, options: tuple[str, ...], timeout_s: float, before: tuple[str, ...] = ()) -> dict[str, Any]:
+    """fio's own figures of its one job. BenchError when it reports an error. `before`: the words of what starts it."""
+    command = [*before, *words(uri, options)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=timeout_s, check=False)
     if done.returncode:
         raise BenchError(f"{' '.join(command)}: exit {done.returncode}: {done.stderr[-1000:]}{done.stdout[-1000:]}")

@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.table import Table
 
-from bench import budget, pictures, tried, works
+from bench import budget, pictures, processor, tried, works
 from bench.figures import Record, Value
 from bench.rows import DRBD_ROWS, NOT_AVAILABLE, ROWS, Judged, Row, judge
 
@@ -16,6 +16,7 @@ RESULTS = ROOT / "bench" / "results"
 LATEST = RESULTS / "latest.json"
 BESIDE_DRBD = RESULTS / "drbd.json"
 TRIED = RESULTS / "tried.json"
+PROFILE = RESULTS / "profile.json"
 # A full run on another machine is kept as `machine-NAME.json`.
 ELSEWHERE = "machine-*.json"
 PAGE = ROOT / "docs" / "performance.md"
@@ -140,14 +141,27 @@ def _budget(record: Record) -> list[str]:
     return ["### Where the time of one request goes", *tables] if tables else []
 
 
-def page(text: str, record: Record, beside_drbd: Record, again: Record, others: Iterable[Record] = ()) -> str:
-    """docs/performance.md with what was measured made anew; `again`: what was tried."""
+def _profile(record: Record) -> list[str]:
+    """What `python -m bench.profile` found; its own machine, for it is a run of its own."""
+    tables = processor.tables(record)
+    if not tables:
+        return []
+    origin = f"Machine: {'; '.join(map(fact, record.machine.items()))}."
+    picture = f"![where the processor goes](../bench/results/{PROFILE.with_suffix('.svg').name})"
+    return ["### Where the processor goes", origin, picture, *tables]
+
+
+def page(
+    text: str, record: Record, beside_drbd: Record, again: Record, profiled: Record, others: Iterable[Record] = ()
+) -> str:
+    """docs/performance.md made anew from what was measured; `again`: what was tried."""
     head, _, rest = text.partition(BEGIN)
     _, _, tail = rest.partition(END)
     parts = [
         markdown(record, ROWS, "make bench"),
         *(f"![{name}](../bench/results/{picture_path(name).name})" for name in pictures.all_of(record)),
         *_budget(record),
+        *_profile(profiled),
         *(part for other in others for part in ("### On another machine", markdown(other, ROWS, "make bench"))),
         "### In guests, with DRBD",
         markdown(beside_drbd, DRBD_ROWS, "make bench-drbd"),

@@ -60,6 +60,7 @@ ENTRY_POINTS = {
     "nbd_server/plugin.py": "nbdkit loads it",
     "bench/__main__.py": "python -m bench",
     "bench/bare_plugin.py": "nbdkit loads it",
+    "bench/profile.py": "python -m bench.profile",
     "tests/sim/__main__.py": "python -m tests.sim",
     "tests/integration/writer.py": "a client process that tests start and kill",
     "tests/kernel/ask.py": "tests run it in a guest",

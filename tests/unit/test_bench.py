@@ -164,15 +164,15 @@ def test_a_row_as_text() -> None:
 
 def test_a_page_is_made_anew_between_its_markers() -> None:
     text = f"before\n{report.BEGIN}\nformerly\n{report.END}\nafter\n"
-    made = report.page(text, record([10], [10]), Record(), Record())
+    made = report.page(text, record([10], [10]), Record(), Record(), Record())
     assert made.startswith("before\n")
     assert made.endswith("\nafter\n")
     assert "formerly" not in made
     assert all(row.name in made for row in ROWS)
     assert "make bench-drbd" in made
     assert "make bench-tried" in made
-    assert report.page(made, record([10], [10]), Record(), Record()) == made
-    both = report.page(made, record([10], [10]), Record(), Record(), [record([70], [10])])
+    assert report.page(made, record([10], [10]), Record(), Record(), Record()) == made
+    both = report.page(made, record([10], [10]), Record(), Record(), Record(), [record([70], [10])])
     assert "### On another machine" in both
     assert "7.00 ×" in both
 
@@ -193,8 +193,8 @@ def test_pictures_are_well_formed_and_name_their_curves() -> None:
 
 def test_the_page_says_what_the_last_full_run_found() -> None:
     text = report.PAGE.read_text()
-    records = report.load(), report.load(report.BESIDE_DRBD), report.load(report.TRIED), report.elsewhere()
-    assert report.page(text, *records) == text, "make report"
+    others = report.load(report.TRIED), report.load(report.PROFILE), report.elsewhere()
+    assert report.page(text, report.load(), report.load(report.BESIDE_DRBD), *others) == text, "make report"
 
 
 def test_the_pictures_are_of_the_last_full_run() -> None:

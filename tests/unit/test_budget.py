@@ -88,7 +88,7 @@ def record(**more: Any) -> Record:
 
 
 def test_the_page_has_a_table_for_each_kind() -> None:
-    text = report.page(f"{report.BEGIN}\n{report.END}", record(), Record(), Record())
+    text = report.page(f"{report.BEGIN}\n{report.END}", record(), Record(), Record(), Record())
     for name in KINDS:
         assert f"**{name}**: 50 µs for the client" in text
     assert "| own disk | 15.0 | 5.0 |" in text
