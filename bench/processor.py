@@ -138,6 +138,12 @@ def medians_us(record: Record, work: str) -> dict[str, dict[str, float]]:
     }
 
 
+def cores_at_work(record: Record, work: str, server: str) -> float:
+    """How many cores the server kept busy, the median of the rounds."""
+    rounds = record.rounds[work][server]
+    return median(one["operations_per_s"] * sum(one[f"{group}_us"] for group in GROUPS) / 1e6 for one in rounds)
+
+
 def tables(record: Record) -> list[str]:
     """Markdown, a table for each work; groups that nobody spends LEAST_US in are left out."""
     made = []
@@ -150,6 +156,8 @@ def tables(record: Record) -> list[str]:
         rows["together"] = [sum(groups.values()) for groups in found.values()]
         lines = [f"| {name} | {' | '.join(f'{us:.1f}' for us in values_us)} |" for name, values_us in rows.items()]
         head = [f"| µs of processor a write | {' | '.join(found)} |", "| --- |" + " ---: |" * len(found)]
+        cores = [cores_at_work(record, work, server) for server in found]
+        lines.append(f"| cores at work meanwhile | {' | '.join(f'{count:.2f}' for count in cores)} |")
         made.append("\n".join([f"**{heading}**", "", *head, *lines]))
     return made
 

@@ -117,13 +117,13 @@ def run(where: Path, scale: Scale, progress: Progress) -> Record:
     return record
 
 
-@click.command(epilog="Example, with a figure to look at in half a minute:  .venv/bin/python -m bench.profile --quick")
+@click.command(epilog="Example, half a minute long, to see that it works:\n\n.venv/bin/python -m bench.profile --quick")
 @click.option("--quick", is_flag=True, help="Small and once, to see that it works; kept nowhere that docs quote.")
 @click.option("--directory", type=click.Path(path_type=Path, exists=True), default="/var/tmp", show_default=True)
 def main(quick: bool, directory: Path) -> None:
     """Find out with perf where the servers' processor time goes, a mirrored volume's beside nbdkit's file plugin's.
 
-    Takes three minutes and needs root, or kernel.perf_event_paranoid at 1. Writes bench/results/profile.json and
+    Takes four minutes and needs root, or kernel.perf_event_paranoid at 1. Writes bench/results/profile.json and
     a picture beside it; then `make report`.
     """
     for number in (signal.SIGINT, signal.SIGTERM):

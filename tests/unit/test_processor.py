@@ -110,7 +110,8 @@ def test_the_processor_is_divided_by_samples() -> None:
 def record() -> Record:
     made = Record({"cores": 2})
     for server, each_us in ((FILE, (10.0, 30.0, 20.0)), ("primary", (50.0,)), ("secondary", (0.1,))):
-        rounds = [Round(processor.values_of(Counter({PYTHON: 1}), us)) for us in each_us]
+        shares = [processor.values_of(Counter({PYTHON: 1}), us) for us in each_us]
+        rounds = [Round({**values, "operations_per_s": 1e4}) for values in shares]
         made.add(WRITE_DEEP, server, rounds)
     return made
 
@@ -120,6 +121,7 @@ def test_a_table_has_medians_of_what_is_worth_a_row() -> None:
     assert f"| µs of processor a write | {FILE} | primary | secondary |" in table
     assert "| Python | 20.0 | 50.0 | 0.1 |" in table
     assert "| together | 20.0 | 50.0 | 0.1 |" in table
+    assert "| cores at work meanwhile | 0.20 | 0.50 | 0.00 |" in table
     assert OTHER not in table
     assert processor.tables(Record()) == []
 
