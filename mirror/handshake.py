@@ -13,7 +13,7 @@ import json
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from mirror.core import generation
 from mirror.core.dirty_map import DirtyMap
@@ -133,11 +133,18 @@ class Conversation:
         self.stream.close()
 
 
-def parse_hello(payload: bytes) -> tuple[Standing, dict[str, Any], int]:
-    """The first message of a dialler: its standing, its features, the session's number."""
+class Hello(NamedTuple):
+    """The first message of a dialler."""
+
+    theirs: Standing
+    features: dict[str, Any]
+    number: int
+
+
+def parse_hello(payload: bytes) -> Hello:
     message = decode_object(payload, MESSAGE)
     check_versions(message)
-    return decode_standing(message.get("standing")), features_in(message), _number(message.get("session"))
+    return Hello(decode_standing(message.get("standing")), features_in(message), _number(message.get("session")))
 
 
 def check_versions(message: dict[str, Any]) -> None:
@@ -288,6 +295,12 @@ def standing(replica: Replica, discard_my_data: bool, policies: Policies) -> Sta
         discard_my_data=discard_my_data,
         policies=policies,
     )
+
+
+def check_not_foreign(mine: Standing, theirs: Standing) -> None:
+    """Raises Refusal for what can't be the other half of this volume, with the row that says why."""
+    if generation.is_foreign(mine, theirs):
+        raise Refusal(generation.decide(mine, theirs))
 
 
 def check_same(outcome: Outcome, rule: str) -> None:

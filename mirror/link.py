@@ -24,7 +24,7 @@ from typing import NamedTuple
 
 from mirror import lending
 from mirror.core import wire
-from mirror.core.errors import LinkLost, OperatorError, ProtocolError
+from mirror.core.errors import LinkLost, MirrorError, OperatorError, ProtocolError
 from mirror.core.limits import ACCEPT_PAUSE_S, CONTROL_BYTES_MAX, HELLO_BYTES_MAX
 from mirror.core.wire import Header, MessageType
 from mirror.runtime import Runtime, Thread
@@ -85,6 +85,8 @@ class Stream:
         self.received = 0
         self.answered = 0
         self.asked_from = 0
+        # What comes next while it is greeted.
+        self.awaits = "its greeting"
         # Nothing large is taken from anybody before a session.
         self.payload_bytes_max = CONTROL_BYTES_MAX
         self._socket = connection
@@ -405,6 +407,7 @@ class Stream:
                 wire.check_greeting_start(bytes(self._view[: min(self._end, wire.GREETING_BYTES)]))
             wire.parse_greeting(bytes(self._view[: wire.GREETING_BYTES]))
             self._start = wire.GREETING_BYTES
+            self.awaits = "its READY command"
             self._socket.sendall(wire.ready_command(b"DEALER"))
             while (prefix := wire.frame_prefix(self._view[self._start : self._end])) is None:
                 self._fill(self._end - self._start + 1)
@@ -415,6 +418,7 @@ class Stream:
             start = self._start + prefix_bytes
             wire.parse_ready(bytes(self._view[start : start + body_bytes]))
             self._start = start + body_bytes
+            self.awaits = "its first message"
         except OSError as error:
             raise self._lost(error) from error
         self._socket.settimeout(None)
@@ -425,14 +429,17 @@ class Stream:
 
 
 class Listener:
-    """Accepts streams at an address; each greeted stream with its first message is handed to `on_stream`."""
+    """Accepts streams at an address; each greeted stream with its first message is handed to `on_stream`.
+
+    `on_stranger` is told who came no further, and why: a LinkLost where it fell silent or hung up in the middle.
+    """
 
     def __init__(
         self,
         runtime: Runtime,
         address: tuple[str, int],
         on_stream: Callable[[Stream, Header, bytes], None],
-        on_stranger: Callable[[str], None],
+        on_stranger: Callable[[str, MirrorError], None],
     ) -> None:
         self._runtime = runtime
         self._on_stream = on_stream
@@ -476,7 +483,7 @@ class Listener:
                     # Who waits in the queue would be refused again at once.
                     if self._closing.wait_for(lambda: self._closed, ACCEPT_PAUSE_S):
                         return
-                self._on_stranger(f"whoever comes: {error.strerror or error}")
+                self._on_stranger("whoever comes", OperatorError(error.strerror or str(error)))
                 continue
             stream = Stream(connection, f"{address[0]}:{address[1]}")
             with self._lock:
@@ -491,11 +498,23 @@ class Listener:
             except OperatorError as error:
                 self._forget(stream)
                 stream.close()
-                self._on_stranger(f"{stream.peer_address}: {error}")
+                self._on_stranger(stream.peer_address, error)
 
     def _forget(self, stream: Stream) -> None:
         with self._lock:
             self._greeting.pop(stream, None)
+
+    def _broken_off(self, stream: Stream, error: LinkLost) -> str:
+        """What was wrong with one whose first message did not come. Nothing, where it left between two steps: so does
+        a peer that reached us while we reached it."""
+        with self._lock:
+            made_room = stream not in self._greeting
+        if made_room:
+            return f"hung up on it, which took longest of {GREETINGS_MAX} that were being greeted"
+        torn = stream.buffered or stream.received > 0
+        if isinstance(error.__cause__, TimeoutError):
+            return f"silent for {GREETING_TIMEOUT_S:g} s {'within' if torn else 'before'} {stream.awaits}"
+        return f"it hung up within {stream.awaits}" if torn else ""
 
     def _greet(self, connection: socket.socket, stream: Stream) -> None:
         address = stream.peer_address
@@ -507,12 +526,15 @@ class Listener:
             header, payload = stream.receive()
             stream.payload_bytes_max = CONTROL_BYTES_MAX
             stream.set_timeout(None)
-        except LinkLost:
-            stream.close()  # it left before it said anything
+        except LinkLost as error:
+            why = self._broken_off(stream, error)
+            stream.close()
+            if why:
+                self._on_stranger(address, LinkLost(why))
             return
         except ProtocolError as error:
             stream.close()
-            self._on_stranger(f"{address}: {error.message}")
+            self._on_stranger(address, error)
             return
         finally:
             self._forget(stream)

@@ -3,7 +3,8 @@
 Both replicas listen, and both dial while they have no session. One handshake runs at a time on each side; when two
 cross, both are told to wait and try again a random moment later. A handshake ends in a session, a wait (tried again),
 or a refusal (this side stops dialling and stays Standalone, but still answers, so that what was mended on the other
-side is found).
+side is found). Whoever dials this side and can't be of this volume, or speaks no version of ours, is told why and
+changes nothing here: only the configured address, or the volume's other half, may stop this side's dialling.
 
 A new session begins only after every thread of the former one has ended (invariant drain-before-next).
 """
@@ -26,7 +27,7 @@ from mirror.core.policy import REFUSE_ALWAYS, Policies
 from mirror.core.states import ConnectionState, DiskState, Role
 from mirror.core.throttle import AUTO, Rate
 from mirror.core.wire import Header, MessageType, words
-from mirror.handshake import Conversation, Plan, Refusal, Wait
+from mirror.handshake import Conversation, Hello, Plan, Refusal, Wait
 from mirror.link import Listener, Stream, dial
 from mirror.parking import Parking
 from mirror.primary import Primary
@@ -36,6 +37,7 @@ from mirror.retry import Retry
 from mirror.runtime import Runtime, Thread
 from mirror.secondary import Receiver
 from mirror.session import SILENCES_KEPT, Session
+from mirror.strangers import Strangers
 from mirror.sync import SyncSource
 from mirror.verify import OPERATIONS as VERIFY_OPERATIONS
 from mirror.verify import Verifier
@@ -106,6 +108,7 @@ class Peer:
         self._handshake = self._runtime.lock()
         self.retry = Retry(self._runtime, self.changed)
         self.questions = Questions(replica, settings.peer, self.said)
+        self._strangers = Strangers(self._runtime)
         self._pending: Session | None = None
         self._wanted = True
         self._refused = False
@@ -118,14 +121,13 @@ class Peer:
         self._threads: list[Thread] = []
         self._listener: Listener | None = None
         self._manager: Thread | None = None
-        self._last_stranger = ""
         self._asked_by_operator = False
 
     # Life
 
     def start(self) -> None:
         """Listen and dial. Raises OperatorError when the address can't be listened at."""
-        self._listener = Listener(self._runtime, self.settings.listen, self._on_stream, self._on_stranger)
+        self._listener = Listener(self._runtime, self.settings.listen, self._on_stream, self._strangers.turned_away)
         self._manager = self._runtime.spawn("peer", self._manage)
 
     def begin_stop(self) -> None:
@@ -323,7 +325,7 @@ class Peer:
             stream = dial(self.settings.peer, DIAL_TIMEOUT_S)
             stream.set_timeout(HANDSHAKE_STEP_TIMEOUT_S)
         except MirrorError as error:
-            return self._not_connected(error)
+            return self._not_connected(error, "{}:{}".format(*self.settings.peer))
         # Only now: reaching a peer that is gone may take seconds, and role changes wait for this lock.
         with self._handshake:
             self.attempts += 1
@@ -335,7 +337,7 @@ class Peer:
                 self._shake_hands_as_dialler(Conversation(stream, self._runtime.random_number()))
             except MirrorError as error:
                 stream.close()
-                return self._not_connected(error)
+                return self._not_connected(error, stream.peer_address)
         return True
 
     def _shake_hands_as_dialler(self, talk: Conversation) -> None:
@@ -397,7 +399,8 @@ class Peer:
         if header.type is MessageType.QUESTION:
             self.questions.serve(stream, payload)
         elif header.type is not MessageType.HELLO:
-            self._on_stranger(f"{stream.peer_address}: a {header.type.name} message outside a session")
+            error = ProtocolError(f"a {header.type.name} message outside a session")
+            self._strangers.turned_away(stream.peer_address, error)
             stream.close()
         elif header.number:
             self._on_data_stream(stream, header)
@@ -427,11 +430,16 @@ class Peer:
         if self._stops():
             talk.refuse("this replica stops")
             return
+        stream.set_timeout(HANDSHAKE_STEP_TIMEOUT_S)
+        # Who it is comes before whether there is room for it.
+        hello = self._hello_of_no_stranger(talk, payload)
+        if hello is None:
+            return
         if not self._wanted:
-            self._answer_apart(talk, payload)
+            self._answer_apart(talk, hello)
             return
         session = self.session
-        if session is not None and self._same_peer(session, payload):
+        if session is not None and hello.theirs.replica_id == session.peer.replica_id:
             # The peer has forgotten the session, so it is over; the next attempt finds it drained.
             session.end("the peer began a new session")
         if not self._handshake.acquire(timeout=0.05):
@@ -441,22 +449,43 @@ class Peer:
             if self._stops():
                 talk.refuse("this replica stops")
                 return
-            if self.session is not None:
-                talk.refuse("the former session is not drained yet")
+            session = self.session
+            if session is not None:
+                drains = "the former session is not drained yet"
+                talk.refuse(drains if session.ended else "this replica is connected to another replica of the volume")
                 return
-            if self.retry.forbids(payload):
+            if self.retry.forbids(hello.features):
                 talk.refuse(f"what was agreed on failed ({self.retry.backoff.reason}), and it is too soon to try again")
                 return
-            stream.set_timeout(HANDSHAKE_STEP_TIMEOUT_S)
             self._note_handshake()
-            self._shake_hands_as_listener(talk, payload)
+            self._shake_hands_as_listener(talk, hello)
         except MirrorError as error:
             talk.refuse(str(error))
-            self._not_connected(error)
+            self._not_connected(error, stream.peer_address)
         finally:
             self._handshake.release()
 
-    def _answer_apart(self, talk: Conversation, payload: bytes) -> None:
+    def _hello_of_no_stranger(self, talk: Conversation, payload: bytes) -> Hello | None:
+        """What it says, if it may be the peer. A stranger is told why it is none, and leaves no trace but in the log:
+        it must neither stop the dialling, nor pass for the peer's word at a start."""
+        why: MirrorError
+        try:
+            hello = handshake.parse_hello(payload)
+            talk.number = hello.number
+            handshake.check_not_foreign(self.standing(), hello.theirs)
+            return hello
+        except Refusal as refusal:
+            why = refusal
+            # Say who we are, so that it finds the same; also one of a version that this one can't speak with.
+            with contextlib.suppress(PeerError):  # it has hung up already
+                talk.hello_back(self.standing(), self._features(), refusal.outcome.rule)
+        except ProtocolError as error:
+            why = error
+        talk.refuse(str(why))
+        self._strangers.turned_away(talk.stream.peer_address, why)
+        return None
+
+    def _answer_apart(self, talk: Conversation, hello: Hello) -> None:
         """Disconnected by the operator: say who we are all the same, and take note of who the other one is."""
         # A peer that starts as primary must know of another one.
         talk.hello_back(self.standing(), self._features(), handshake.DISCONNECTED)
@@ -464,27 +493,15 @@ class Peer:
         if not self._handshake.acquire(timeout=0.05):
             return
         try:
-            mine, theirs = self.standing(), handshake.parse_hello(payload)[0]
-            self._note_outcome(generation.decide(mine, theirs), mine, theirs)
+            mine = self.standing()
+            self._note_outcome(generation.decide(mine, hello.theirs), mine, hello.theirs)
         except MirrorError as error:
-            log.warning("the peer was turned away: %s", error)
+            log.warning("the peer at %s was turned away: %s", talk.stream.peer_address, error)
         finally:
             self._handshake.release()
 
-    def _same_peer(self, session: Session, payload: bytes) -> bool:
-        try:
-            return handshake.parse_hello(payload)[0].replica_id == session.peer.replica_id
-        except (ProtocolError, Refusal):
-            return False
-
-    def _shake_hands_as_listener(self, talk: Conversation, payload: bytes) -> None:
-        try:
-            theirs, features, talk.number = handshake.parse_hello(payload)
-        except Refusal as refusal:
-            # Of a version that this one can't speak with: say who we are, so that it finds the same.
-            talk.hello_back(self.standing(), self._features(), refusal.outcome.rule)
-            raise
-        mine = self.standing()
+    def _shake_hands_as_listener(self, talk: Conversation, hello: Hello) -> None:
+        mine, theirs, features = self.standing(), hello.theirs, hello.features
         # The answer goes out whatever the outcome: the other side decides by the same table.
         outcome = generation.decide(mine, theirs)
         talk.hello_back(mine, self._features(), outcome.rule)
@@ -658,26 +675,21 @@ class Peer:
                     session.notify("sync_progress", **self.source.status())
                 self.source.start()
 
-    def _not_connected(self, error: MirrorError) -> bool:
-        """Remember why there is no session. True when dialling again soon is of no use."""
+    def _not_connected(self, error: MirrorError, address: str) -> bool:
+        """Remember why there is no session with the peer at this address. True when dialling again is of no use."""
         reason = str(error)
         with self.changed:
             if isinstance(error, Refusal):
                 if self.reason != str(error):
-                    log.error("%s", error)
+                    log.error("the peer at %s: %s", address, error)
                 self._refused = True
                 self._set(ConnectionState.STANDALONE, str(error))
                 return True
             if self.reason != reason and (not isinstance(error, LinkLost) or self.state is ConnectionState.HANDSHAKE):
-                log.info("no session yet: %s", reason)
+                log.info("no session yet with the peer at %s: %s", address, reason)
             if self.session is None:
                 self._set(ConnectionState.CONNECTING if self._wanted else ConnectionState.STANDALONE, reason)
             return False
-
-    def _on_stranger(self, what: str) -> None:
-        if what.rsplit(":", maxsplit=1)[-1] != self._last_stranger:
-            log.warning("turned away at the mirror's port: %s", what)
-            self._last_stranger = what.rsplit(":", maxsplit=1)[-1]
 
     # The peer's requests
 

@@ -2,11 +2,10 @@
 
 import contextlib
 from collections.abc import Iterator
+from typing import Any
 
-from mirror import handshake
 from mirror.core.backoff import Backoff
-from mirror.core.errors import MirrorError, ProtocolError
-from mirror.handshake import Refusal
+from mirror.core.errors import MirrorError
 from mirror.runtime import Condition, Runtime
 
 
@@ -41,14 +40,11 @@ class Retry:
             self.failed(error.message)
             raise
 
-    def forbids(self, hello: bytes) -> bool:
-        """Whether it is too soon for this handshake. What the operator asked for, on either side, never is."""
+    def forbids(self, features: dict[str, Any]) -> bool:
+        """Whether it is too soon for the peer's handshake. What the operator asked for, on either side, never is."""
         if not self.left_s():
             return False
-        try:
-            if handshake.parse_hello(hello)[1].get("asked_by_operator") is not True:
-                return True
-        except (ProtocolError, Refusal):
-            return False  # the handshake says why
+        if features.get("asked_by_operator") is not True:
+            return True
         self.begin_anew()
         return False

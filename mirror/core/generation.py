@@ -224,6 +224,19 @@ class Row(NamedTuple):
     remedy: str = ""
 
 
+def is_foreign(one: Standing, other: Standing) -> bool:
+    """Whether it can't be the other half of this volume, so that nothing it says may count.
+
+    Two that started alone may be: each named a volume of its own before they met.
+    """
+    other_volume = NO_VOLUME not in (one.volume_id, other.volume_id) and not _same_volume(one, other)
+    return (
+        one.replica_id == other.replica_id
+        or one.name != other.name
+        or (other_volume and not _both_started_alone(one, other))
+    )
+
+
 def decide(local: Standing, peer: Standing) -> Outcome:
     """The row that fits the two, from the local replica's side. `decide(peer, local)` finds the same row, mirrored."""
     first, second = (local, peer) if local.replica_id <= peer.replica_id else (peer, local)

@@ -17,7 +17,7 @@ import zmq
 
 from mirror import lending, link
 from mirror.core import wire
-from mirror.core.errors import LinkLost, ProtocolError
+from mirror.core.errors import LinkLost, MirrorError, ProtocolError
 from mirror.core.limits import HELLO_BYTES_MAX
 from mirror.core.wire import Header, MessageType
 from mirror.link import Listener, Poller, Stream, dial
@@ -35,7 +35,11 @@ def listening() -> Iterator[tuple[tuple[str, int], "queue.Queue[tuple[Stream, He
         address = probe.getsockname()
     streams: queue.Queue[tuple[Stream, Header, bytes]] = queue.Queue()
     strangers: queue.Queue[str] = queue.Queue()
-    listener = Listener(Runtime(), address, lambda *arrived: streams.put(arrived), strangers.put)
+
+    def on_stranger(address: str, error: MirrorError) -> None:
+        strangers.put(f"{address}: {error}")
+
+    listener = Listener(Runtime(), address, lambda *arrived: streams.put(arrived), on_stranger)
     try:
         yield address, streams, strangers
     finally:

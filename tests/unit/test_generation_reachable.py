@@ -31,6 +31,7 @@ from mirror.core.generation import (
     full_source,
     full_target,
     in_step,
+    is_foreign,
     mirror,
     moved_on,
     untracked,
@@ -434,6 +435,8 @@ def check_once(world: World, one: Standing, other: Standing) -> Outcome:
         raise Broken(f"decided differently: {mine} and {theirs} in {world}")
     if mine.action in APART:
         return mine
+    if is_foreign(one, other) or is_foreign(other, one):
+        raise Broken(f"{mine.rule}: a peer that it needs is turned away as a stranger: {world}")
     if mine.action is Action.NONE:
         if world.differ or HARD in world.lead:
             raise Broken(f"{mine.rule}: nothing is to be done, but the copies are not equal: {world}")

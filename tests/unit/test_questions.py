@@ -136,7 +136,7 @@ def asked(volume: Volume, kind: MessageType, payload: bytes) -> None:
             stream.close()
 
     port = free_port()
-    listener = Listener(Runtime(), ("127.0.0.1", port), answer, lambda _: None)
+    listener = Listener(Runtime(), ("127.0.0.1", port), answer, lambda *_: None)
     stream = dial(("127.0.0.1", port), TIMEOUT_S)
     try:
         stream.set_timeout(TIMEOUT_S)
