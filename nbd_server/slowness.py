@@ -31,7 +31,9 @@ def of_server(replica: Replica, primary: Primary, peer: Peer | None, status: dic
         "oldest": own[0] if own else None,
         "in_flight": len(own),
         "processor": processor,
-        "activity_log": {key: status["activity_log"][key] for key in ("extents", "miss_rate", "goal_s", "larger")},
+        "activity_log": {
+            key: status["activity_log"][key] for key in ("extents", "used", "miss_rate", "goal_s", "larger")
+        },
         "resync": status["resync"],
         "proof": status["proof"],
         "verify": status["verify"],

@@ -69,6 +69,8 @@ STALL_TIMES = 20
 AGES_DIFFER_S = 0.1
 # A log of twice the size that spares less than this part of the misses is of no use.
 WORTH = 0.1
+# Room is made ahead, so a full log is not quite full.
+LOG_FULL = 0.75
 # With nothing idle whoever is woken waits for a turn of a few milliseconds; what takes longer is no such wait.
 SCARCE_IDLE_PERCENT, TURNS_US = 5, 10_000.0
 # Of a request that nobody looked at, two halves are known: the stages that each may be.
@@ -164,6 +166,11 @@ def _answers_sooner_under_a(facts: Facts, blame: Blame) -> bool:
 
 def _answers_sooner_under_b(facts: Facts, blame: Blame) -> bool:
     return facts["protocol"] == "C" and blame.kind == WRITE
+
+
+def _log_has_room(facts: Facts, _blame: Blame) -> bool:
+    used, extents = facts["activity_log"]["used"], facts["activity_log"]["extents"]
+    return used is not None and used < LOG_FULL * extents
 
 
 def _no_larger_log_helps(facts: Facts, _blame: Blame) -> bool:
@@ -273,6 +280,13 @@ CAUSES: tuple[Cause, ...] = (
         f"{_LINK_HELPS}; protocol A does not wait for the link",
     ),
     Cause((LINK, RECEIVE), _always, "link", "the link to the peer is slow", _LINK_HELPS),
+    Cause(
+        (COLD,),
+        _log_has_room,
+        "cold-extents",
+        "writes are the first to their extents since the start, and wait for a log record",
+        "it ends when each extent was written once; a faster disk for the replica's directory, where the log is",
+    ),
     Cause(
         (COLD,),
         _no_larger_log_helps,

@@ -11,14 +11,14 @@ from mirror.core import stages
 from mirror.core.stages import AFTER, BEFORE, TOTAL
 from mirror.core.why_slow import CAUSES, HALVES, SLOW_US, answer, time_text
 
-LOG: dict[str, Any] = {"extents": 1024, "miss_rate": 0.5, "goal_s": None, "larger": {"miss_rate": 0.2}}
+LOG: dict[str, Any] = {"extents": 1024, "used": 1000, "miss_rate": 0.5, "goal_s": None, "larger": {"miss_rate": 0.2}}
 WELL: dict[str, Any] = {"silent_s": 0.06, "before": []}
 RECORDED: dict[str, dict[str, Any]] = {
     # Those were recorded before a server told of its peer's silence, and of other logs.
     name: {
         "peer_silence": WELL if found["peer"] else None,
         **found,
-        "activity_log": {"larger": None, **found["activity_log"]},
+        "activity_log": {"larger": None, "used": None, **found["activity_log"]},
     }
     for name, found in json.loads(Path(__file__).with_name("why_slow_facts.json").read_text()).items()
 }
@@ -215,6 +215,7 @@ def test_another_protocol_is_advised_where_it_would_help(given: dict[str, Any], 
         ({"larger": {"miss_rate": None}}, "more `activity_log_extents`"),
         ({"larger": None}, "more `activity_log_extents`"),
         ({"miss_rate": None}, "more `activity_log_extents`"),
+        ({"used": 120}, "written once"),
     ],
 )
 def test_a_larger_log_is_advised_where_it_would_hold_more(log: dict[str, Any], words: str) -> None:
