@@ -172,11 +172,11 @@ def tell(record: Record, rows: list[Row]) -> None:
 
 def keep(record: Record, scale: Scale, part: bool, drbd: bool, broken: bool) -> None:
     """In a file by what it is: only a whole run is one that the docs may quote."""
-    if broken:
-        save(record, report.RESULTS / "broken.json")
-    elif part:
+    if part:
         # A part of a table is nothing to keep, but to look at.
         draw(record, report.RESULTS / "part.json")
+    elif broken:
+        save(record, report.RESULTS / "broken.json")
     elif scale == FULL:
         save(record, report.BESIDE_DRBD if drbd else report.LATEST)
         console.print("`make report` puts it into docs/performance.md")
@@ -215,17 +215,20 @@ def main(
         signal.signal(number, stopped)
     record = Record(machine.facts(directory), dataclasses.asdict(scale))
     begin_s, ticks = time.monotonic(), machine.ticks()
-    broken = None
+    broken = "something broke"
     try:
         run(directory, scale, rows, record)
+        broken = ""
     except (BenchError, KeyboardInterrupt) as error:
         broken = str(error) or "stopped"
-    record.settings["minutes"] = round((time.monotonic() - begin_s) / 60, 1)
-    record.settings["stolen_percent"] = round(machine.stolen_percent(ticks), 1)
-    if record.rounds or not broken:
-        tell(record, rows)
-    if record.rounds:
-        keep(record, scale, part=bool(row), drbd=drbd, broken=broken is not None)
+    finally:
+        # Also where a traceback follows.
+        record.settings["minutes"] = round((time.monotonic() - begin_s) / 60, 1)
+        record.settings["stolen_percent"] = round(machine.stolen_percent(ticks), 1)
+        if record.rounds or not broken:
+            tell(record, rows)
+        if record.rounds:
+            keep(record, scale, part=bool(row), drbd=drbd, broken=bool(broken))
     if broken:
         console.print(f"[red]{broken}", highlight=False)
         sys.exit(1)

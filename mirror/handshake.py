@@ -196,7 +196,8 @@ def _history(value: object) -> tuple[int, ...]:
 
 
 def _identifier(value: object) -> bytes:
-    if not isinstance(value, str) or len(value) != 2 * IDENTIFIER_BYTES:
+    # fromhex() skips blanks.
+    if not isinstance(value, str) or len(value) != 2 * IDENTIFIER_BYTES or not value.isalnum():
         raise ProtocolError(f"{words(value)} where an identifier was due")
     return bytes.fromhex(value)
 
@@ -272,10 +273,13 @@ def decode_standing(fields: object) -> Standing:
 # Deciding
 
 
-def standing(replica: Replica, discard_my_data: bool, policies: Policies) -> Standing:
+def standing(replica: Replica, discard_my_data: bool, policies: Policies, counted: bool = True) -> Standing:
+    """`counted`: with the blocks that are not in step, which takes some ms of the books for each 100 GiB; or none."""
     known = replica.superblock
-    with replica.books:
-        dirty_blocks = replica.not_in_step().dirty_blocks
+    dirty_blocks = 0
+    if counted:
+        with replica.books:
+            dirty_blocks = replica.not_in_step().dirty_blocks
     return Standing(
         replica_id=known.replica_id,
         volume_id=known.volume_id,
@@ -297,10 +301,11 @@ def standing(replica: Replica, discard_my_data: bool, policies: Policies) -> Sta
     )
 
 
-def check_not_foreign(mine: Standing, theirs: Standing) -> None:
+def check_no_stranger(mine: Standing, theirs: Standing) -> None:
     """Raises Refusal for what can't be the other half of this volume, with the row that says why."""
-    if generation.is_foreign(mine, theirs):
-        raise Refusal(generation.decide(mine, theirs))
+    outcome = generation.stranger(mine, theirs)
+    if outcome is not None:
+        raise Refusal(outcome)
 
 
 def check_same(outcome: Outcome, rule: str) -> None:

@@ -315,9 +315,9 @@ class Peer:
 
     # The handshake
 
-    def standing(self) -> Standing:
+    def standing(self, counted: bool = True) -> Standing:
         """What this side says of itself; what it rests on is checked again before the session is attached."""
-        return handshake.standing(self._replica, self.discard_my_data, self.settings.policies)
+        return handshake.standing(self._replica, self.discard_my_data, self.settings.policies, counted)
 
     def _dial(self) -> bool:
         """One attempt as the dialling side; True when it led to a session or a decision."""
@@ -469,16 +469,18 @@ class Peer:
         """What it says, if it may be the peer. A stranger is told why it is none, and leaves no trace but in the log:
         it must neither stop the dialling, nor pass for the peer's word at a start."""
         why: MirrorError
+        # Anybody may come, as often as he likes: the books are not for him.
+        mine = self.standing(counted=False)
         try:
             hello = handshake.parse_hello(payload)
             talk.number = hello.number
-            handshake.check_not_foreign(self.standing(), hello.theirs)
+            handshake.check_no_stranger(mine, hello.theirs)
             return hello
         except Refusal as refusal:
             why = refusal
             # Say who we are, so that it finds the same; also one of a version that this one can't speak with.
             with contextlib.suppress(PeerError):  # it has hung up already
-                talk.hello_back(self.standing(), self._features(), refusal.outcome.rule)
+                talk.hello_back(mine, self._features(), refusal.outcome.rule)
         except ProtocolError as error:
             why = error
         talk.refuse(str(why))
@@ -488,7 +490,8 @@ class Peer:
     def _answer_apart(self, talk: Conversation, hello: Hello) -> None:
         """Disconnected by the operator: say who we are all the same, and take note of who the other one is."""
         # A peer that starts as primary must know of another one.
-        talk.hello_back(self.standing(), self._features(), handshake.DISCONNECTED)
+        with contextlib.suppress(PeerError):  # it has hung up already
+            talk.hello_back(self.standing(), self._features(), handshake.DISCONNECTED)
         talk.refuse("it was disconnected by its operator")
         if not self._handshake.acquire(timeout=0.05):
             return

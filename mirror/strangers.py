@@ -12,10 +12,10 @@ from mirror.runtime import Runtime
 log = logging.getLogger(__name__)
 
 AGAIN_AFTER_S = 60.0
-# Different ones that are said within that time; a reason has 2 500 characters at most.
-SAID_MAX = 64
+# Different ones that are said within that time, of one host and of all; a reason has 2 500 characters at most.
+SAID_OF_HOST_MAX, SAID_MAX = 4, 64
 # In place of those beyond.
-OTHERS = ("", "")
+OTHERS = "more than are named here, for the next minute"
 
 
 class Strangers:
@@ -32,16 +32,18 @@ class Strangers:
         now_s = self._runtime.now_s()
         with self._lock:
             kept = {one: at_s for one, at_s in self._said_at_s.items() if now_s - at_s < AGAIN_AFTER_S}
+            if about not in kept and sum(one == host for one, _ in kept) >= SAID_OF_HOST_MAX:
+                about = host, OTHERS
             if about not in kept and len(kept) >= SAID_MAX:
-                about = OTHERS
+                about = "", OTHERS
             is_new = about not in kept
             if is_new:
                 kept[about] = now_s
             self._said_at_s = kept
         if not is_new:
             return
-        if about == OTHERS:
-            log.warning("turned away at the mirror's port: more than are named here, for the next minute")
+        if about[1] == OTHERS:
+            log.warning("turned away at the mirror's port: %s", " ".join(filter(None, (about[0], OTHERS))))
             return
         # Who falls silent or hangs up may be the peer on a bad link, or a port scan: nothing for an operator to do.
         level = logging.INFO if isinstance(error, LinkLost) else logging.WARNING

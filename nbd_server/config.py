@@ -276,7 +276,7 @@ def is_loopback(address: Address | tuple[str, int]) -> bool:
 
 def _text(value: object) -> str:
     if not isinstance(value, str):
-        raise ValueError(f'must be a text in quotes, not {_shown(value)}, like "text"')
+        raise ValueError(f"must be a text in quotes, not {_shown(value)} alone")
     return value
 
 

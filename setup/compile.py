@@ -56,7 +56,7 @@ MODULES = (
 def main() -> None:
     if compiled.import_root() == compiled.COPY:
         return
-    print(f"setup: compiling {len(MODULES)} modules (about half a minute)", flush=True)
+    print(f"setup: compiling {len(MODULES)} modules (a minute or two)", flush=True)
     fingerprint = compiled.fingerprint(ROOT)
     with tempfile.TemporaryDirectory(prefix="compiled-", dir=compiled.COPY.parent) as directory:
         copy = Path(directory) / "copy"

@@ -224,17 +224,26 @@ class Row(NamedTuple):
     remedy: str = ""
 
 
-def is_foreign(one: Standing, other: Standing) -> bool:
-    """Whether it can't be the other half of this volume, so that nothing it says may count.
+def stranger(local: Standing, dialler: Standing) -> Outcome | None:
+    """Why whoever dials can't be the other half of this volume, so that nothing it says may count. None: it may be.
 
     Two that started alone may be: each named a volume of its own before they met.
     """
-    other_volume = NO_VOLUME not in (one.volume_id, other.volume_id) and not _same_volume(one, other)
-    return (
-        one.replica_id == other.replica_id
-        or one.name != other.name
-        or (other_volume and not _both_started_alone(one, other))
-    )
+    if local.replica_id == dialler.replica_id:
+        rule = "same-replica"
+    elif local.name != dialler.name:
+        rule = "name-differs"
+    elif dialler.kind in _UNUSED and local.met_peer:
+        rule = "needs-join"
+    elif (
+        NO_VOLUME not in (local.volume_id, dialler.volume_id)
+        and not _same_volume(local, dialler)
+        and not _both_started_alone(local, dialler)
+    ):
+        rule = "unrelated"
+    else:
+        return None
+    return _outcome(next(row for row in TABLE if row.rule == rule), dialler, local, False)
 
 
 def decide(local: Standing, peer: Standing) -> Outcome:

@@ -1,8 +1,8 @@
 """Whether both ends spin for a write that is alone: look for the next message instead of sleeping until it comes.
 
-With one write in flight the latency of a replicated write is mostly the waking of sleepers, 20 to 30 µs each and two
-more than an unreplicated write has. Spinning takes them away, and a processor with them: it pays only while there is
-one to spare, and for one write at a time (with more in flight it halves the throughput, measured).
+With one write in flight the latency of a replicated write is mostly the waking of sleepers, two more than an
+unreplicated write has. Spinning takes them away, and a processor with them: it pays only while there is one to spare,
+and for one write at a time (with more in flight it costs throughput).
 
 `auto` measures itself: it tries the other way with few enough writes that no percentile shows it, and compares them
 with the writes right before. It spins while those that spun are better in p50 and in the mean, which knows the tail by
@@ -112,8 +112,9 @@ class Spin:
         self.peer_us = self.us if self._long_pauses <= _PAUSES // 2 else 0
         self._ended_ns = ended_ns
         if spun is not self.pays:
-            (self._spun if spun else self._slept).add(ended_ns - started_ns)
+            # Outside a trial it did not choose that way: under A one that finds another on its way never spins.
             if self._trial:
+                (self._spun if spun else self._slept).add(ended_ns - started_ns)
                 self._trial -= 1
                 if not self._trial:
                     self._judge()

@@ -383,12 +383,19 @@ def _of_many(facts: Facts, kinds: Sequence[str], percentile: str, scope: str) ->
         if kind in kinds
         and facts["stages"][kind][TOTAL]["count"] >= COUNT_MIN[percentile]
         and (total_us := _figure(facts, kind, TOTAL, percentile)) >= SLOW_US[kind]
+        and not (kind == WRITE and _all_writes_are_quick(facts, percentile))
     ]
     if not found:
         return None
     _, kind, total_us = max(found)
     stage = _worst(facts, kind, percentile)
     return Blame(stage, kind, f"{scope} {PLURALS[kind]}", _figure(facts, kind, stage, percentile), total_us)
+
+
+def _all_writes_are_quick(facts: Facts, percentile: str) -> bool:
+    """Stages are known of those that follow a slow one, above all; the latency itself of each write."""
+    writes = facts.get("writes")
+    return writes is not None and writes["count"] >= COUNT_MIN[percentile] and writes[percentile] < SLOW_US[WRITE]
 
 
 def _of_single_ones(facts: Facts, kinds: Sequence[str]) -> Blame | None:

@@ -325,7 +325,12 @@ def decode_object(payload: bytes | memoryview, what: str) -> dict[str, Any]:
 def words(value: object) -> str:
     """What the peer says to people, as far as a log line or a status holds it."""
     text = value if isinstance(value, str) else repr(value)
-    return text if len(text) <= WORDS_CHARACTERS_MAX else f"{text[:WORDS_CHARACTERS_MAX]}..."
+    if len(text) > WORDS_CHARACTERS_MAX:
+        text = f"{text[:WORDS_CHARACTERS_MAX]}..."
+    if text.isprintable():
+        return text
+    # A line feed of its would be a line of the log that we did not write.
+    return "".join(one if one.isprintable() else repr(one)[1:-1] for one in text)
 
 
 def _bad_header(raw: bytes) -> ProtocolError:

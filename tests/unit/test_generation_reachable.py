@@ -31,9 +31,9 @@ from mirror.core.generation import (
     full_source,
     full_target,
     in_step,
-    is_foreign,
     mirror,
     moved_on,
+    stranger,
     untracked,
 )
 from mirror.core.policy import REFUSE_ALWAYS, Policies, Policy
@@ -435,7 +435,7 @@ def check_once(world: World, one: Standing, other: Standing) -> Outcome:
         raise Broken(f"decided differently: {mine} and {theirs} in {world}")
     if mine.action in APART:
         return mine
-    if is_foreign(one, other) or is_foreign(other, one):
+    if stranger(one, other) or stranger(other, one):
         raise Broken(f"{mine.rule}: a peer that it needs is turned away as a stranger: {world}")
     if mine.action is Action.NONE:
         if world.differ or HARD in world.lead:

@@ -117,6 +117,18 @@ def test_where_spinning_is_hardly_worse_it_mostly_sleeps() -> None:
     assert live(Spin("off"), ALIKE, 100, random.Random(0)) == 0
 
 
+def test_what_went_the_other_way_by_chance_is_not_compared() -> None:
+    """Under A a write behind a slow one is queued, and nobody looks for its answer."""
+    draw = random.Random(5)
+    spin = Spin("auto")
+    for _ in range(200):
+        live(spin, QUIET, 400, draw)
+        if spin.wanted_us:
+            for _ in range(100):
+                spin.note(False, 0, 1000)
+    assert spin.pays
+
+
 def test_one_long_pause_of_the_machine_changes_nothing() -> None:
     draw = random.Random(4)
     spin = Spin("auto")

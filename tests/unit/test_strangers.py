@@ -19,13 +19,23 @@ from mirror.core.states import ConnectionState, Role
 from mirror.core.wire import SESSION_VERSION, SESSION_VERSION_MIN, MessageType
 from mirror.link import dial
 from mirror.runtime import Runtime
-from mirror.strangers import AGAIN_AFTER_S, SAID_MAX, Strangers
+from mirror.strangers import AGAIN_AFTER_S, SAID_MAX, SAID_OF_HOST_MAX, Strangers
 from nbd_server.volume import Volume
 from tests.pair import PATIENCE_S, create, free_port, pair, peer_of, serve, session_of, stop, wait_in_step
 
 # What a HELLO says, from what a sound one of the peer would say; and a word of the reason that a stranger is told.
 STRANGERS: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "of another volume": (lambda hello: hello["standing"].update(volume_id="ab" * 16), "different volumes"),
+    "of another volume, with a failed disk": (
+        lambda hello: hello["standing"].update(volume_id="ab" * 16, disk="Failed"),
+        "different volumes",
+    ),
+    "created anew, of another size": (
+        lambda hello: hello["standing"].update(
+            volume_id="00" * 16, kind="fresh", met_peer=False, size_bytes=1 << 20, current=0, base=0, history=[]
+        ),
+        "created as a new volume",
+    ),
     "of another name": (lambda hello: hello["standing"].update(name="other"), "name-differs"),
     "a copy of this replica": (lambda hello: hello["standing"].update(copy=True), "same-replica"),
     "without a version": (lambda hello: (hello.pop("version"), hello.pop("version_min")), "peer-too-old"),
@@ -34,6 +44,8 @@ STRANGERS: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
         "peer-too-new",
     ),
     "of impossible versions": (lambda hello: hello.update(version=0), "versions"),
+    "with a line feed": (lambda hello: hello["standing"].update(replica_id="1\nERROR"), "1\\nERROR"),
+    "with a blank identifier": (lambda hello: hello["standing"].update(replica_id=" " * 32), "identifier"),
     "without a standing": (lambda hello: hello.pop("standing"), "without a standing"),
 }
 GREETING = wire.greeting() + wire.ready_command(b"DEALER")
@@ -267,5 +279,9 @@ def test_many_strangers_fill_neither_log_nor_memory(caplog: pytest.LogCaptureFix
         assert "more than are named" in caplog.messages[-1]
         assert len(strangers._said_at_s) == SAID_MAX + 1
         clock.time_s += AGAIN_AFTER_S
+        # One that says something else each time takes no places from others.
+        for number in range(1000):
+            strangers.turned_away("10.0.7.7:99", ProtocolError(f"a message of type {number}"))
+        assert sum("10.0.7.7" in message for message in caplog.messages[SAID_MAX + 1 :]) == SAID_OF_HOST_MAX + 1
         strangers.turned_away("10.0.9.9:99", LinkLost("it hung up"))
         assert "10.0.9.9:99" in caplog.messages[-1]

@@ -224,6 +224,14 @@ def test_a_larger_log_is_advised_where_it_would_hold_more(log: dict[str, Any], w
     assert words in found.cause.helps
 
 
+def test_stages_of_those_after_a_slow_one_are_not_those_of_all() -> None:
+    quick = {"count": 4000, "p50_us": 80.0, "p99_us": 280.0, "p99_9_us": 5000.0}
+    assert answer(facts(log=SLOW, writes=quick)).cause.name == "nothing"
+    assert answer(facts(log=SLOW, writes={**quick, "p99_us": 9000.0})).cause.name == "cold-extents"
+    # Durable ones are not counted apart.
+    assert answer(facts(log=SLOW, kind="durable write", writes=quick)).cause.name == "cold-extents"
+
+
 def test_busy_neighbours_are_no_slow_link() -> None:
     busy = {"processor": {"cores": 2, "own_cores": 0.3, "idle_percent": 1}}
     assert answer(facts(link=3000.0, **busy)).cause.name == "processor"
