@@ -85,8 +85,9 @@ class Stream:
         self.received = 0
         self.answered = 0
         self.asked_from = 0
-        # What comes next while it is greeted.
+        # What comes next while it is greeted, and whether it was too long in coming.
         self.awaits = "its greeting"
+        self.timed_out = False
         # Nothing large is taken from anybody before a session.
         self.payload_bytes_max = CONTROL_BYTES_MAX
         self._socket = connection
@@ -393,6 +394,8 @@ class Stream:
                 raise self._lost(error) from error
 
     def _lost(self, error: OSError | None) -> LinkLost:
+        # Compiled, a `raise ... from` forgets its cause.
+        self.timed_out = isinstance(error, TimeoutError)
         reason = "it closed the connection" if error is None else (error.strerror or str(error))
         return LinkLost(f"lost the connection to {self.peer_address}: {reason}")
 
@@ -504,7 +507,7 @@ class Listener:
         with self._lock:
             self._greeting.pop(stream, None)
 
-    def _broken_off(self, stream: Stream, error: LinkLost) -> str:
+    def _broken_off(self, stream: Stream) -> str:
         """What was wrong with one whose first message did not come. Nothing, where it left between two steps: so does
         a peer that reached us while we reached it."""
         with self._lock:
@@ -512,7 +515,7 @@ class Listener:
         if made_room:
             return f"hung up on it, which took longest of {GREETINGS_MAX} that were being greeted"
         torn = stream.buffered or stream.received > 0
-        if isinstance(error.__cause__, TimeoutError):
+        if stream.timed_out:
             return f"silent for {GREETING_TIMEOUT_S:g} s {'within' if torn else 'before'} {stream.awaits}"
         return f"it hung up within {stream.awaits}" if torn else ""
 
@@ -526,8 +529,8 @@ class Listener:
             header, payload = stream.receive()
             stream.payload_bytes_max = CONTROL_BYTES_MAX
             stream.set_timeout(None)
-        except LinkLost as error:
-            why = self._broken_off(stream, error)
+        except LinkLost:
+            why = self._broken_off(stream)
             stream.close()
             if why:
                 self._on_stranger(address, LinkLost(why))
