@@ -13,7 +13,6 @@ import shutil
 import signal
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn
@@ -191,6 +190,11 @@ def stopped(*_: Any) -> NoReturn:
     raise KeyboardInterrupt
 
 
+def heed_signals() -> None:
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, stopped)
+
+
 @click.command()
 @click.option("--quick", is_flag=True, help="Small sizes, one short round: to see that it works. Two minutes.")
 @click.option("--row", default="", help="Only rows with this in their name, section, work or target.")
@@ -211,20 +215,17 @@ def main(
         raise click.UsageError(f"No row has '{row}' in it. They are:\n" + "\n".join(one.name for one in ROWS))
     scale = QUICK if quick else FULL
     scale = dataclasses.replace(scale, rounds=rounds or scale.rounds, seconds=seconds or scale.seconds)
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, stopped)
+    heed_signals()
     record = Record(machine.facts(directory), dataclasses.asdict(scale))
-    begin_s, ticks = time.monotonic(), machine.ticks()
     broken = "something broke"
     try:
-        run(directory, scale, rows, record)
+        with machine.timing(record.settings):
+            run(directory, scale, rows, record)
         broken = ""
     except (BenchError, KeyboardInterrupt) as error:
         broken = str(error) or "stopped"
     finally:
         # Also where a traceback follows.
-        record.settings["minutes"] = round((time.monotonic() - begin_s) / 60, 1)
-        record.settings["stolen_percent"] = round(machine.stolen_percent(ticks), 1)
         if record.rounds or not broken:
             tell(record, rows)
         if record.rounds:

@@ -19,7 +19,7 @@ import click
 
 from bench import cycles, fio
 from bench.figures import Record, Round
-from bench.processes import BenchError, command, wait_for
+from bench.processes import BenchError, command
 from bench.scale import MIB, Scale
 from bench.servers import NbdMirror, ask
 
@@ -86,13 +86,13 @@ def _measure_kind(kind: Kind, directory: Path, scale: Scale) -> Round:
             for replica in reversed(target.replicas):
                 target.serve(replica)
             target.wait_in_step()
-        wait_for(lambda: target.status()["proof"]["state"] == "proven", "the proof to end", 120.0)
+        target.wait_until_proven()
         seconds = 2 * scale.seconds
         if kind.cycle:
             seen = cycles.measure(target, kind.cycle, kind.size_bytes, seconds)
         else:
-            timed = (f"--size={kind.size_bytes}", "--time_based", f"--runtime={round(seconds * 1000)}ms")
-            seen = fio.measure(target.uri, ("--rw=randwrite", "--bs=4k", "--iodepth=1", *timed), seconds)
+            options = ("--rw=randwrite", "--bs=4k", "--iodepth=1", *fio.timed(kind.size_bytes, seconds))
+            seen = fio.measure(target.uri, options, seconds)
         (own, all_us), (peer, _) = (_stages(replica) for replica in target.replicas)
     finally:
         target.stop()

@@ -35,6 +35,11 @@ def run(uri: str, options: tuple[str, ...], timeout_s: float, before: tuple[str,
     return job
 
 
+def timed(size_bytes: int, seconds: float) -> tuple[str, ...]:
+    """For so long, within the first so many bytes."""
+    return (f"--size={size_bytes}", "--time_based", f"--runtime={round(seconds * 1000)}ms")
+
+
 def measure(uri: str, options: tuple[str, ...], limit_s: float) -> Round:
     """Latency of a whole request, submission and completion."""
     return figures_of(run(uri, options, limit_s + 60)["read" if "--rw=randread" in options else "write"])

@@ -1,10 +1,13 @@
 """On what it was measured: figures without their machine say nothing."""
 
+import contextlib
 import os
 import platform
 import subprocess
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from bench.processes import pause
 from bench.servers import find_nbdkit
@@ -46,6 +49,17 @@ def stolen_percent(since: list[int]) -> float:
     """Of what a virtual machine's cores wanted to run since then, what their host gave to others."""
     spent = _spent(since)
     return 100 * spent[7] / max(sum(spent) - spent[3] - spent[4], 1)
+
+
+@contextlib.contextmanager
+def timing(settings: dict[str, Any]) -> Iterator[None]:
+    """Into them, however it ends: how many minutes it took, and what the host took from the machine meanwhile."""
+    begin_s, before = time.monotonic(), ticks()
+    try:
+        yield
+    finally:
+        settings["minutes"] = round((time.monotonic() - begin_s) / 60, 1)
+        settings["stolen_percent"] = round(stolen_percent(before), 1)
 
 
 def facts(directory: Path) -> Facts:

@@ -9,7 +9,6 @@ is left out: it is the same for all. The result goes to bench/results/profile.js
 import dataclasses
 import os
 import shutil
-import signal
 import sys
 import tempfile
 from collections import Counter
@@ -22,9 +21,9 @@ from rich.markdown import Markdown
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from bench import fio, machine, processor, report
-from bench.__main__ import IDLE_PERCENT_LEAST, save_json, stopped
+from bench.__main__ import IDLE_PERCENT_LEAST, heed_signals, save_json
 from bench.figures import Record, Round
-from bench.processes import BenchError, command, cpu_seconds, family, wait_for
+from bench.processes import BenchError, command, cpu_seconds, family
 from bench.processor import ASLEEP
 from bench.scale import FULL, QUICK, Scale
 from bench.servers import NbdMirror, Target
@@ -34,7 +33,6 @@ LOOKS_PER_S = 1999
 # As what is measured and what it is called, and with which mirrored volume.
 MEASURED = {WRITE_DEEP: (WRITE_DEEP, MIRRORED_C), LARGE: (LARGE, MIRRORED_C), ASLEEP: (WRITE, NO_SPIN)}
 ROLES = {"nbdkit": FILE, "a": "primary", "b": "secondary"}
-PROOF_LIMIT_S = 120.0
 # In this time a volume has found out on how many cores it serves more.
 WARM_UP_S = 3.0
 SCALES = {
@@ -52,13 +50,9 @@ def find_perf() -> str:
     return found
 
 
-def timed(options: tuple[str, ...], size_bytes: int, seconds: float) -> tuple[str, ...]:
-    return (*options, f"--size={size_bytes}", "--time_based", f"--runtime={round(seconds * 1000)}ms")
-
-
 def profile(perf: str, target: Target, options: tuple[str, ...], seconds: float) -> dict[str, Round]:
     """By server: µs of processor a write in each group, how many writes there were, and how many samples."""
-    options = timed(options, target.filled_bytes, seconds)
+    options = (*options, *fio.timed(target.filled_bytes, seconds))
     pids = {role: family(process.pid) for role, process in target.processes.items()}
     found = target.directory / "perf.data"
     of_all = ",".join(str(pid) for role in pids for pid in pids[role])
@@ -80,11 +74,6 @@ def profile(perf: str, target: Target, options: tuple[str, ...], seconds: float)
     return rounds
 
 
-def wait_until_proven(target: NbdMirror) -> None:
-    """What a new pair does until then takes processor too."""
-    wait_for(lambda: target.status()["proof"]["state"] == "proven", "the proof to end", PROOF_LIMIT_S)
-
-
 def run(where: Path, scale: Scale, progress: Progress) -> Record:
     """All of MEASURED, in turns with nbdkit's file plugin."""
     perf = find_perf()
@@ -99,7 +88,7 @@ def run(where: Path, scale: Scale, progress: Progress) -> Record:
             target.start()
             fio.fill(target.uri, target.filled_bytes)
             if isinstance(target, NbdMirror):
-                wait_until_proven(target)
+                target.wait_until_proven()
         for work, (same, mirrored) in MEASURED.items():
             rounds: dict[str, list[Round]] = {}
             for number in range(scale.rounds):
@@ -108,7 +97,8 @@ def run(where: Path, scale: Scale, progress: Progress) -> Record:
                     target, options = targets[name], WORKS[same].fio
                     progress.update(task, description=f"{work}: {name}")
                     os.sync()
-                    fio.run(target.uri, timed(options, target.filled_bytes, min(WARM_UP_S, scale.seconds)), 60)
+                    warm_up = fio.timed(target.filled_bytes, min(WARM_UP_S, scale.seconds))
+                    fio.run(target.uri, (*options, *warm_up), 60)
                     for server, one in profile(perf, target, options, scale.seconds).items():
                         rounds.setdefault(server, []).append(one)
                     progress.advance(task)
@@ -126,8 +116,7 @@ def main(quick: bool, directory: Path) -> None:
     Takes four minutes and needs root, or kernel.perf_event_paranoid at 1. Writes bench/results/profile.json and
     a picture beside it; then `make report`.
     """
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, stopped)
+    heed_signals()
     where = Path(tempfile.mkdtemp(prefix="nbdmirror-profile-", dir=directory))
     columns = (TextColumn("{task.description:62}"), BarColumn(), TimeElapsedColumn())
     try:

@@ -25,6 +25,7 @@ from bench.processes import BenchError, Unavailable, wait_for
 NBDMIRROR = Path(sys.executable).parent / "nbdmirror"
 BARE_PLUGIN = Path(__file__).with_name("bare_plugin.py")
 PORT = 7000
+PROOF_LIMIT_S = 120.0
 
 
 def find_nbdkit() -> Path:
@@ -271,6 +272,10 @@ class NbdMirror(Target):
         found = wait_for(in_step, f"{self.name} to be in step", timeout_s, every_s=0.1)
         assert isinstance(found, dict)
         return found
+
+    def wait_until_proven(self) -> None:
+        """What a new pair compares until then takes processor and disk."""
+        wait_for(lambda: self.status()["proof"]["state"] == "proven", "the proof to end", PROOF_LIMIT_S)
 
     def peer_leaves(self) -> None:
         processes.end(self.processes.pop("b"))

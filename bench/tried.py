@@ -13,7 +13,6 @@ import mmap
 import os
 import random
 import shutil
-import signal
 import socket
 import struct
 import sys
@@ -372,8 +371,7 @@ def writes_of_a_volume(depth: int, settings: str = "") -> Way:
     """fio's, 4 KiB at random."""
 
     def measure(scratch: Scratch) -> Round:
-        size = (f"--size={VOLUME_BYTES}", "--time_based", f"--runtime={round(VOLUME_SECONDS * 1000)}ms")
-        words = ("--rw=randwrite", "--bs=4k", f"--iodepth={depth}", *size)
+        words = ("--rw=randwrite", "--bs=4k", f"--iodepth={depth}", *fio.timed(VOLUME_BYTES, VOLUME_SECONDS))
         target = scratch.volume(settings)
         os.sync()
         return Round(fio.measure(target.uri, words, VOLUME_SECONDS).values)
@@ -468,11 +466,9 @@ ROWS = tuple(row for trial in TRIALS for row in rows(trial))
 
 def measure(directory: Path, rounds: int, say: Callable[[str], None]) -> Record:
     """All of them, in turns; the second way of a trial begins the second round."""
-    begin_s, ticks = time.monotonic(), machine.ticks()
     record = Record(machine.facts(directory), {"rounds": rounds, "seconds": SECONDS, "much_bytes": MUCH_BYTES})
     found: dict[tuple[str, str], list[Round]] = {(trial.work, way): [] for trial in TRIALS for way in trial.ways}
-    scratch = Scratch(directory)
-    try:
+    with machine.timing(record.settings), contextlib.closing(Scratch(directory)) as scratch:
         for number in range(rounds):
             say(f"round {number + 1} of {rounds}")
             for trial in TRIALS:
@@ -481,12 +477,8 @@ def measure(directory: Path, rounds: int, say: Callable[[str], None]) -> Record:
                 for way in ways[first:] + ways[:first]:
                     os.sync()
                     found[trial.work, way].append(trial.ways[way](scratch))
-    finally:
-        scratch.close()
     for (work, way), measured in found.items():
         record.add(work, way, measured)
-    record.settings["minutes"] = round((time.monotonic() - begin_s) / 60, 1)
-    record.settings["stolen_percent"] = round(machine.stolen_percent(ticks), 1)
     return record
 
 
@@ -501,10 +493,9 @@ def main(rounds: int, directory: Path, port: int | None) -> None:
         return
     # Here, because they make the table of docs/performance.md from the rows here.
     from bench import report
-    from bench.__main__ import console, save, stopped, tell
+    from bench.__main__ import console, heed_signals, save, tell
 
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, stopped)
+    heed_signals()
     where = Path(tempfile.mkdtemp(prefix="nbdmirror-tried-", dir=directory))
     try:
         record = measure(where, rounds, console.print)

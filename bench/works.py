@@ -99,8 +99,7 @@ class Work:
             if self.goes_on:
                 extent = f"--offset={round_number * size_bytes}"
                 return fio.measure(target.uri, (*self.fio, extent, f"--size={size_bytes}"), 60)
-            timed = (f"--size={size_bytes}", "--time_based", f"--runtime={round(scale.seconds * 1000)}ms")
-            return fio.measure(target.uri, (*self.fio, *timed), scale.seconds)
+            return fio.measure(target.uri, (*self.fio, *fio.timed(size_bytes, scale.seconds)), scale.seconds)
 
 
 def _small(kind: str, depth: int) -> tuple[str, ...]:
