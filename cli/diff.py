@@ -122,6 +122,8 @@ def _show_table(ranges: list[tuple[int, int, str]]) -> None:
 def _totals(found: dict[str, Any]) -> str:
     if found["peer_bytes"] is None:
         return f"{found['name']}: this replica changed {size_text(found['own_bytes'])} since it was last in step"
+    if not found["range_count"] and not found["complete"]:
+        return f"{found['name']}: neither replica is known to have changed anything"
     if not found["range_count"]:
         return f"{found['name']}: nothing {'else ' if found['suspect_bytes'] else ''}differs"
     return (

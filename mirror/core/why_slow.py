@@ -128,6 +128,10 @@ def _durable(_facts: Facts, blame: Blame) -> bool:
     return blame.kind in DURABLE
 
 
+def _durable_for_the_peer(facts: Facts, blame: Blame) -> bool:
+    return _durable(facts, blame) and facts["role"] == "secondary"
+
+
 def _busy(facts: Facts, blame: Blame) -> bool:
     # What hangs for long does not wait for a processor.
     return facts["processor"]["own_cores"] >= BUSY_CORES and blame.total_us < OUTLIER_US
@@ -241,6 +245,13 @@ CAUSES: tuple[Cause, ...] = (
         "proof",
         "what was written lately is compared with the peer, as after each handshake",
         "it ends by itself, within about a minute",
+    ),
+    Cause(
+        (DISK,),
+        _durable_for_the_peer,
+        "own-flush",
+        "this replica's disk takes long to make writes durable",
+        "a disk with a protected write cache; what asks for so many flushes, `nbdmirror why-slow` on the primary shows",
     ),
     Cause(
         (DISK,),

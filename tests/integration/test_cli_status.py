@@ -56,6 +56,8 @@ def test_keys_from_disk_and_from_the_server(cluster: Cluster) -> None:
     live = a.status()
     check_keys(live)
     assert (live["serving"], live["role"], live["connection"]) == (True, "primary", "Standalone")
+    # Its log holds all of the 64 MiB.
+    assert (live["activity_log"]["larger"], live["activity_log"]["resync_s"] is None) == (None, False)
     assert sorted(live["latency"]) == ["flush", "write"]
     a.stop()
     after = a.status()

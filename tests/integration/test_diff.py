@@ -149,6 +149,8 @@ def test_where_the_maps_do_not_reach_back_it_says_so(cluster: Cluster, rng: rand
     code, found = diff(a)
     assert code == 3
     assert "different volumes" in found["unknown"]
+    for replica in (a, b):
+        assert "nothing differs" not in replica.command("diff", check=False).stderr
 
 
 def test_diff_of_what_is_no_mirrored_replica_can_not_be_told(cluster: Cluster) -> None:

@@ -241,6 +241,12 @@ def test_busy_neighbours_are_no_slow_link() -> None:
     assert answer(facts(link=3000.0)).cause.name == "link"
 
 
+def test_a_secondary_does_not_blame_clients_that_it_has_not() -> None:
+    of_secondary = answer(facts(role="secondary", kind="apply flush", own_disk=SLOW)).cause
+    of_primary = answer(facts(own_disk=SLOW, kind="flush")).cause
+    assert ("client" in of_secondary.helps, "client" in of_primary.helps) == (False, True)
+
+
 def test_a_role_is_told_of_what_it_measured_itself() -> None:
     was_primary = facts(role="secondary", link=SLOW, slowest=[stall("link", 5.0)])
     assert answer(was_primary).cause.name == "nothing"
