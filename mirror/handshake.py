@@ -18,8 +18,9 @@ from typing import Any, NamedTuple
 from mirror.core import generation
 from mirror.core.dirty_map import DirtyMap
 from mirror.core.errors import OperatorError, PeerError, ProtocolError
+from mirror.core.forecast import noted
 from mirror.core.generation import Action, Kind, Outcome, Standing
-from mirror.core.layout import IDENTIFIER_BYTES, is_name, is_note
+from mirror.core.layout import IDENTIFIER_BYTES, Note, is_name, is_note
 from mirror.core.limits import HISTORY_MAX, MAP_EXTENTS_SENT_MAX, PARKED_MAX
 from mirror.core.map_message import add_map, encode_map
 from mirror.core.parked import News
@@ -470,8 +471,8 @@ def _volume_id(plan: Plan) -> bytes:
     return min(mine.replica_id, theirs.replica_id)
 
 
-def finished_target(message: dict[str, Any]) -> dict[str, Any]:
-    """What a target records when the source says that it has everything."""
+def finished_target(message: dict[str, Any], former: Note | None) -> dict[str, Any]:
+    """What a target records when the source says that it has everything; `former`: its own note of the last resync."""
     result = message.get("result")
     if result is not None and not is_note(result):
         raise ProtocolError("the end of a resync with a result that can't be kept")
@@ -479,8 +480,13 @@ def finished_target(message: dict[str, Any]) -> dict[str, Any]:
         "disk": DiskState.UP_TO_DATE,
         "current": _generation(message.get("current")),
         "history": _history(message.get("history")),
-        "last_resync": result,
+        "last_resync": None if result is None else _noted(result, former),
     }
+
+
+def _noted(result: Note, former: Note | None) -> Note:
+    note = noted(result, former)
+    return note if is_note(note) else result
 
 
 def live_state(message: dict[str, Any]) -> dict[str, Any]:

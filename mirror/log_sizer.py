@@ -132,8 +132,7 @@ class LogSizer:
         )
 
     def _bytes_per_s(self) -> float | None:
-        last = self._replica.superblock.last_resync or {}
-        return log_size.resync_bytes_per_s(last.get("dirty_bytes"), last.get("seconds"))
+        return log_size.resync_bytes_per_s(self._replica.superblock.last_resync)
 
     # Changing
 

@@ -775,7 +775,7 @@ class Peer:
         session.peer = dataclasses.replace(session.peer, disk=DiskState.UP_TO_DATE)
 
     def _target_done(self, session: Session, message: dict[str, Any]) -> None:
-        self._primary.in_step(session, **handshake.finished_target(message))
+        self._primary.in_step(session, **handshake.finished_target(message, self._replica.superblock.last_resync))
         with self._replica.books:
             self._replica.dirty.clear_all()
         self._replica.persist_map()

@@ -18,6 +18,7 @@ import lz4.block
 from mirror.core import resync
 from mirror.core.dirty_map import DirtyMap
 from mirror.core.errors import LinkLost, MirrorError, PeerError
+from mirror.core.forecast import noted
 from mirror.core.generation import Action
 from mirror.core.limits import BLOCK_BYTES, RESYNC_RUN_BYTES, RESYNC_STABLE_BYTES, SYNC_STREAMS
 from mirror.core.range_lock import Ticket
@@ -326,7 +327,7 @@ class SyncSource:
         self._primary.flushes.run_round()
         say_extents(session, "suspects_clear", self._settled)
         known = replica.superblock
-        result = self.result()
+        result = noted(self.result(), known.last_resync)
         session.request(
             "sync_finished", FINISH_TIMEOUT_S, current=known.current, history=list(known.history), result=result
         )

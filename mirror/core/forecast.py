@@ -2,14 +2,15 @@
 
 The bytes are at most, because a resync sends only what differs. They are the sum of both maps until somebody knows
 their union: a dry run asks for both maps, and the source of a resync tells its target. The time rests on the speed
-that the last resync had, comparing included; without one it is unknown.
+that the last resync of some size had, comparing included; before one it is unknown. The note of a resync bears that
+speed on: a few blocks after a short loss of the link say nothing of it, and must not make it forgotten.
 """
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from mirror.core.generation import Action, Outcome, Standing
-from mirror.core.limits import BLOCK_BYTES
+from mirror.core.limits import BLOCK_BYTES, MIB
 
 TO_PEER = "to the peer"
 FROM_PEER = "from the peer"
@@ -20,6 +21,12 @@ _DIRECTIONS = {
     Action.TARGET_BITMAP: FROM_PEER,
     Action.TARGET_FULL: FROM_PEER,
 }
+# A shorter resync is all beginning and end.
+RESYNC_BYTES_MIN = 64 * MIB
+# What a clock of milliseconds shows, and no volume or speed is larger.
+_SECONDS_MIN, _NUMBER_MAX = 0.001, 1 << 63
+# What a note of a resync calls that speed.
+_SPEED = "bytes_per_s"
 _APART = (Action.WAIT, Action.REFUSE, Action.SPLIT_BRAIN)
 
 
@@ -76,11 +83,22 @@ def _bytes(action: Action, mine: Standing, theirs: Standing, known_bytes: int | 
     return min(mine.size_bytes, (mine.dirty_blocks + theirs.dirty_blocks) * BLOCK_BYTES)
 
 
-def speed_of(last_resync: Mapping[str, Any] | None) -> float | None:
-    """Bytes a second that the last resync covered, None where it tells nothing."""
-    if last_resync is None:
+def noted(resync: Mapping[str, Any], former: Mapping[str, Any] | None) -> dict[str, Any]:
+    """The note of a resync that has ended, with the speed to reckon with: its own, or what the former note bears."""
+    speed = speed_of(resync) or speed_of(former)
+    return {**resync, _SPEED: round(speed)} if speed else dict(resync)
+
+
+def speed_of(note: Mapping[str, Any] | None) -> float | None:
+    """Bytes a second that resyncs cover, by the note of the last one; None where none of some size was measured."""
+    if note is None:
         return None
-    covered, seconds = last_resync.get("dirty_bytes"), last_resync.get("seconds")
-    if not isinstance(covered, int | float) or not isinstance(seconds, int | float) or covered <= 0 or seconds <= 0:
-        return None
-    return covered / seconds
+    covered, seconds = _number(note.get("dirty_bytes")), _number(note.get("seconds"))
+    if covered >= RESYNC_BYTES_MIN and seconds >= _SECONDS_MIN:
+        return covered / seconds
+    return _number(note.get(_SPEED)) or None
+
+
+def _number(value: Any) -> float:
+    """0 for what is none that a note of ours has: the peer wrote it."""
+    return float(value) if isinstance(value, int | float) and 0 < value < _NUMBER_MAX else 0.0

@@ -20,10 +20,11 @@ Pure: the caller locks and reads counters.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+from mirror.core.forecast import speed_of
 from mirror.core.limits import EXTENT_BYTES, LOG_SLOTS_MAX, LOG_SLOTS_MIN, MIB
 
 # Sizes to choose from: each doubles what a crash costs, so that finer steps would only mean more changes.
@@ -33,8 +34,6 @@ SIZES = tuple(LOG_SLOTS_MIN << step for step in range((LOG_SLOTS_MAX // LOG_SLOT
 BYTES_PER_S_ASSUMED = 100 * MIB
 # The last resync may have been one of holes: comparing what a log named goes no faster than this (2 cores, measured).
 BYTES_PER_S_MAX = 400 * MIB
-# A shorter resync is all beginning and end.
-RESYNC_BYTES_MIN = 64 * MIB
 
 # Sampled uses from which a curve is believed: a percent is two of them.
 USES_MIN = 200
@@ -190,10 +189,7 @@ def resync_s(slots: int, volume_extents: int, bytes_per_s: float | None) -> floa
     return min(slots, volume_extents) * EXTENT_BYTES / (bytes_per_s or BYTES_PER_S_ASSUMED)
 
 
-def resync_bytes_per_s(covered_bytes: object, seconds: object) -> float | None:
-    """The speed to reckon with by the last resync's figures; None when it tells nothing."""
-    if not isinstance(covered_bytes, int | float) or not isinstance(seconds, int | float):
-        return None
-    if covered_bytes < RESYNC_BYTES_MIN or seconds <= 0:
-        return None
-    return min(covered_bytes / seconds, float(BYTES_PER_S_MAX))
+def resync_bytes_per_s(last_resync: Mapping[str, Any] | None) -> float | None:
+    """The speed to reckon with, by the note of the last resync; None when none was measured."""
+    speed = speed_of(last_resync)
+    return min(speed, float(BYTES_PER_S_MAX)) if speed else None

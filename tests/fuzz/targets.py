@@ -506,6 +506,9 @@ def replica() -> Replica:
     return Volume.open(path, StartOptions(), Runtime(), lambda: None)._replica
 
 
+LAST_RESYNC = {"dirty_bytes": 1 << 30, "seconds": 2.5, "bytes_per_s": 1 << 20}
+
+
 def check_control(raw: bytes) -> None:
     try:
         message = wire.decode_object(raw, "a message")
@@ -514,7 +517,8 @@ def check_control(raw: bytes) -> None:
     for read in (
         handshake.live_state,
         handshake.progress,
-        handshake.finished_target,
+        lambda said: handshake.finished_target(said, None),
+        lambda said: handshake.finished_target(said, LAST_RESYNC),
         handshake.new_generation,
         handshake.generation_in,
     ):

@@ -4,9 +4,9 @@ import dataclasses
 
 import pytest
 
-from mirror.core.forecast import FROM_PEER, TO_PEER, forecast, speed_of
+from mirror.core.forecast import FROM_PEER, TO_PEER, forecast, noted, speed_of
 from mirror.core.generation import Action, Outcome
-from mirror.core.limits import BLOCK_BYTES
+from mirror.core.limits import BLOCK_BYTES, MIB
 from tests.unit.test_generation import standing
 
 SIZE = 1 << 20
@@ -55,16 +55,42 @@ def test_without_a_measured_speed_the_time_is_unknown_unless_nothing_is_to_do() 
     assert forecast(Outcome("r", Action.SOURCE_BITMAP, ""), MINE, THEIRS, 0, None).expected_s == 0.0
 
 
+MUCH, LITTLE = {"dirty_bytes": 1000 * MIB, "seconds": 10.0}, {"dirty_bytes": MIB, "seconds": 0.1}
+
+
 @pytest.mark.parametrize(
     ("note", "speed"),
     [
         (None, None),
-        ({"dirty_bytes": 1000, "seconds": 2.0}, 500.0),
-        ({"dirty_bytes": 0, "seconds": 2.0}, None),
-        ({"dirty_bytes": 1000, "seconds": 0.0}, None),
+        (MUCH, 100.0 * MIB),
+        # All beginning and end.
+        (LITTLE, None),
+        ({**LITTLE, "bytes_per_s": 7}, 7.0),
+        ({**MUCH, "bytes_per_s": 7}, 100.0 * MIB),
+        ({**MUCH, "seconds": 0.0}, None),
         ({"seconds": 1.0}, None),
-        ({"dirty_bytes": "much", "seconds": 1.0}, None),
+        ({**MUCH, "dirty_bytes": "much"}, None),
+        ({**MUCH, "seconds": None}, None),
+        ({"bytes_per_s": "fast"}, None),
+        ({"bytes_per_s": 0}, None),
+        # What a peer may have written.
+        ({"bytes_per_s": 10**400}, None),
+        ({"dirty_bytes": 10**400, "seconds": 1.0}, None),
+        ({"dirty_bytes": 1 << 62, "seconds": 5e-324}, None),
+        ({"dirty_bytes": float("nan"), "seconds": float("nan")}, None),
     ],
 )
-def test_the_speed_of_the_last_resync(note: dict[str, object] | None, speed: float | None) -> None:
+def test_the_speed_of_resyncs(note: dict[str, object] | None, speed: float | None) -> None:
     assert speed_of(note) == speed
+
+
+def test_a_small_resync_does_not_make_the_speed_forgotten() -> None:
+    """One short loss of the link, and the log would be sized, and a plan told, by nothing."""
+    first = noted(MUCH, None)
+    assert first == {**MUCH, "bytes_per_s": 100 * MIB}
+    second = noted(LITTLE, noted(LITTLE, first))
+    assert second == {**LITTLE, "bytes_per_s": 100 * MIB}
+    assert speed_of(second) == 100 * MIB
+    assert noted(LITTLE, None) == LITTLE
+    # Nor does one of another speed that was measured.
+    assert speed_of(noted({**MUCH, "seconds": 100.0}, second)) == 10 * MIB
