@@ -176,6 +176,7 @@ def status(directory: Path, config: Config) -> dict[str, Any]:
             "misses": None,
             **dict.fromkeys(("miss_rate", "resync_s", "goal_s", "bytes_per_s", "reason", "smaller", "larger")),
         },
+        "spin": {"setting": config.spin, "pays": None},
         "io": None,
         "latency": None,
         "clients": {},

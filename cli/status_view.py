@@ -42,6 +42,8 @@ def _pairs(status: Status) -> Iterator[tuple[str, str | Text]]:
     if status["resize"]:
         yield "resize", _resize(status["resize"])
     yield from _activity_log(status["activity_log"])
+    if status["spin"]["pays"] is not None:
+        yield "spin", _spin(**status["spin"])
     if status["io"]:
         yield from _io(status["io"])
     if status["latency"]:
@@ -208,6 +210,12 @@ def _activity_log(log: dict[str, Any]) -> Iterator[tuple[str, str]]:
 def _trade(log: dict[str, Any]) -> str:
     missed = f", {100 * log['miss_rate']:.1f} % of writes wait for a log record" if log["miss_rate"] is not None else ""
     return f"at most {duration_text(log['resync_s'])} of resync{missed}"
+
+
+def _spin(setting: str | int, pays: bool) -> str:
+    if setting != "auto":
+        return str(setting) if setting == "off" else f"{setting} µs"
+    return "auto: one write at a time " + ("spins" if pays else "sleeps, for spinning does not pay now")
 
 
 def _io(io: dict[str, int]) -> Iterator[tuple[str, str]]:

@@ -262,6 +262,9 @@ class Receiver:
         kind = APPLY_FLUSH if header.type is MessageType.FLUSH else DURABLE_APPLY if header.flags & Flag.FUA else APPLY
         if kind is APPLY_FLUSH:
             self._flush_s += (applied_ns / 1e9 - self._flush_s) / 4
+            if not header.flags & Flag.TIMED:
+                # Of the mirror's own: of a resync, or to make room in the log. A client's is timed.
+                return
         durations_ns = {DISK: applied_ns, REPLY: reply_ns}
         if received_ns:
             durations_ns[RECEIVE] = received_ns

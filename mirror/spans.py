@@ -3,7 +3,8 @@
 A write that is not looked at costs a test for each stage. What is kept is of the last minutes, in two windows that take
 turns, so it is bounded: a histogram for each kind of request and stage, and the slowest requests with their stages.
 Every request slower than usual is among those; when one was not looked at, the next ones are, all of them, for whatever
-made it slow mostly goes on. When nothing is asked, nothing but counters is moved.
+made it slow mostly goes on. These are slower than most, so percentiles are of the regular looks alone, as long as there
+are enough of them. When nothing is asked, nothing but counters is moved.
 """
 
 import heapq
@@ -25,6 +26,8 @@ SLOWEST_KEPT = 16
 SLOW_NS, SLOW_TIMES = 50_000_000, 10
 # After a slow one so many writes are looked at, but not more often than this.
 BURST_WRITES, BURST_NS = 64, 10**9
+# Fewer regular looks say little of a p99: then all looks count.
+REGULAR_ENOUGH = 50
 # What is usual is reckoned after so many looks.
 RECKON_EVERY = 256
 SPANS_KEPT = 64
@@ -68,7 +71,7 @@ class Slow(NamedTuple):
 
 
 class Window:
-    """What one stretch of time brought; `writes` counts every write, `stages` those that were looked at."""
+    """What one stretch of time brought; `writes` counts every write, `stages` the regular looks, `others` the rest."""
 
     def __init__(self, began_ns: int) -> None:
         self.began_ns = began_ns
@@ -76,10 +79,11 @@ class Window:
         self.flushes = Histogram()
         # kind -> stage -> histogram
         self.stages: dict[str, dict[str, Histogram]] = {}
+        self.others: dict[str, dict[str, Histogram]] = {}
         self.slowest: list[tuple[int, int, Slow]] = []
 
-    def add(self, kind: str, durations_ns: dict[str, int], total_ns: int) -> None:
-        found = self.stages.setdefault(kind, {})
+    def add(self, kind: str, durations_ns: dict[str, int], total_ns: int, regular: bool = True) -> None:
+        found = (self.stages if regular else self.others).setdefault(kind, {})
         for name, duration_ns in (*durations_ns.items(), (TOTAL, total_ns)):
             histogram = found.get(name)
             if histogram is None:
@@ -137,7 +141,9 @@ class Spans:
         if self._turn(ended_ns):
             self._begin_burst(number)
         if span is not None:
-            self._look(kind, ended_ns, total_ns, span, offset, length)
+            # While all are looked at, one in so many as ever.
+            regular = self.mask > 0 or number & self._usual_mask == 0
+            self._look(kind, ended_ns, total_ns, span, offset, length, regular)
             if not self.mask and number >= self._burst_end:
                 self.mask = self._usual_mask
             return
@@ -164,13 +170,15 @@ class Spans:
         if self.window.keeps(total_ns):
             self._keep(Slow(ended_ns, kind, offset, length, total_ns, durations_ns))
 
-    def _look(self, kind: str, ended_ns: int, total_ns: int, span: Span, offset: int, length: int) -> None:
+    def _look(
+        self, kind: str, ended_ns: int, total_ns: int, span: Span, offset: int, length: int, regular: bool = True
+    ) -> None:
         span.end(ended_ns)
         durations_ns = stages_of(span.laps_ns, span.peer_ns)
         if len(self._free) < SPANS_KEPT:
             self._free.append(span)
         self._turn(ended_ns)
-        self.window.add(kind, durations_ns, total_ns)
+        self.window.add(kind, durations_ns, total_ns, regular)
         if self.window.keeps(total_ns):
             self._keep(Slow(ended_ns, kind, offset, length, total_ns, durations_ns))
         self._looks += 1
@@ -216,7 +224,7 @@ class Spans:
         """The last minutes: percentiles by kind and stage, and the slowest requests, the slowest first."""
         self._turn(now_ns)
         windows = (self._former, self.window)
-        kinds = {kind for window in windows for kind in list(window.stages)}
+        kinds = {kind for window in windows for kind in (*list(window.stages), *list(window.others))}
         slowest = sorted((entry for window in windows for entry in list(window.slowest)), reverse=True)
         return {
             "seconds": round((now_ns - windows[0].began_ns) / 1e9, 1),
@@ -227,7 +235,11 @@ class Spans:
         }
 
     def _by_stage(self, kind: str) -> dict[str, Any]:
-        parts = [window.stages[kind] for window in (self._former, self.window) if kind in window.stages]
+        windows = (self._former, self.window)
+        regular = [window.stages[kind] for window in windows if kind in window.stages]
+        others = [window.others[kind] for window in windows if kind in window.others]
+        enough = sum(part[TOTAL].count for part in regular) >= REGULAR_ENOUGH
+        parts = regular if enough else [*regular, *others]
         names = {name: None for part in parts for name in list(part)}
         return {name: _figures(merged(part[name] for part in parts if name in part)) for name in names}
 

@@ -54,7 +54,7 @@ _NAME = re.compile(r"[A-Za-z0-9._-]+")
 _RATES = {"auto": AUTO, "full": FULL}
 _BYTES = re.compile(r"([0-9]{1,15})([KMG]?)(?:i?B)?")
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
-_DURATION = re.compile(r"([0-9]{1,6})(s|m)")
+_DURATION = re.compile(r"([0-9]{1,6})(s|m|h)")
 RESYNC_AFTER_CRASH_S_MAX = 3600
 # Slower than this a resync of any size is as good as none.
 RESYNC_BYTES_PER_S_MIN = 64 * KIB
@@ -250,11 +250,11 @@ def parse_rate(text: str) -> Rate:
 
 
 def parse_duration_s(text: str) -> float:
-    """`30s` or `2m` -> seconds."""
+    """`30s`, `2m` or `1h` -> seconds."""
     found = _DURATION.fullmatch(text)
     if found is None:
-        raise ValueError(f'is {_shown(text)}, it must be seconds or minutes like "30s" or "2m"')
-    seconds = int(found[1]) * (60 if found[2] == "m" else 1)
+        raise ValueError(f'is {_shown(text)}, it must be one number with its unit like "30s" or "2m"')
+    seconds = int(found[1]) * {"s": 1, "m": 60, "h": 3600}[found[2]]
     if not 1 <= seconds <= RESYNC_AFTER_CRASH_S_MAX:
         raise ValueError(f'is {_shown(text)}, it must be from "1s" to "{RESYNC_AFTER_CRASH_S_MAX // 60}m"')
     return float(seconds)

@@ -32,6 +32,7 @@ from nbd_server.client_sockets import ClientSockets
 from nbd_server.cores import Cores
 from nbd_server.lifetime import STOP_TIMEOUT_S, Lifetime
 from nbd_server.requests import Connection, Failed
+from nbd_server.slowness import PROCESSOR
 from nbd_server.thread_states import start_reaper
 from nbd_server.volume import StartOptions, Volume
 
@@ -88,6 +89,7 @@ def after_fork() -> None:
     faulthandler.enable()
     faulthandler.register(signal.SIGUSR1, all_threads=True, chain=False)
     start_reaper(Runtime())
+    PROCESSOR.start()
     options = StartOptions(**{name: _parameters.get(name) == "1" for name in _SWITCHES})
     _lifetime.begin(Path(_parameters["dir"]), options, ClientSockets().cut, _wait_for_quit, _log_as)
 

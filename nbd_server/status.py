@@ -6,7 +6,7 @@ from typing import Any
 
 from mirror.core.layout import Superblock
 from mirror.core.limits import SUSPECT_PARTS_MAX
-from mirror.core.states import ConnectionState, DiskState
+from mirror.core.states import ConnectionState, DiskState, Role
 from mirror.core.wire import words
 from mirror.peer import Peer
 from mirror.primary import Primary
@@ -61,6 +61,10 @@ def of_server(
         "last_verify": last_verify(known.last_verify, connected),
         "resize": resize(known, resize_stage),
         "activity_log": activity_log,
+        "spin": {
+            "setting": config.spin,
+            "pays": primary.spin.pays if connected and replica.role is Role.PRIMARY else None,
+        },
         "io": primary.trace.counters(),
         "latency": primary.trace.latency(),
         "clients": clients,

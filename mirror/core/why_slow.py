@@ -71,11 +71,14 @@ AGES_DIFFER_S = 0.1
 WORTH = 0.1
 # Room is made ahead, so a full log is not quite full.
 LOG_FULL = 0.75
-# With nothing idle whoever is woken waits for a turn of a few milliseconds; what takes longer is no such wait.
+# With nothing idle whoever is woken waits for turns of a few milliseconds: so long where one wants each core, twice as
+# long where two do. What takes longer is no such wait.
 SCARCE_IDLE_PERCENT, TURNS_US = 5, 10_000.0
 # Of a request that nobody looked at, two halves are known: the stages that each may be.
 HALVES = {BEFORE: (RANGE, COLD), AFTER: (DISK, LINK, PEER_DISK)}
 GATE = "gate"
+# A scope's first words.
+HALF = "half of the"
 
 
 class Blame(NamedTuple):
@@ -134,7 +137,25 @@ def _durable_for_the_peer(facts: Facts, blame: Blame) -> bool:
 
 def _busy(facts: Facts, blame: Blame) -> bool:
     # What hangs for long does not wait for a processor.
-    return facts["processor"]["own_cores"] >= BUSY_CORES and blame.total_us < OUTLIER_US
+    return any(use["own_cores"] >= BUSY_CORES for use in _processor(facts, blame)) and blame.total_us < OUTLIER_US
+
+
+def _processor(facts: Facts, blame: Blame) -> list[Facts]:
+    """How the processors are used now, and as they were when it was slow, if they were scarce then."""
+    now, before = facts["processor"], facts["processor"]["before"]
+    if blame.began_ago_s is not None and blame.ended_ago_s is not None:
+        return [now, *(use for use in before if _met(use, blame.began_ago_s, blame.ended_ago_s))]
+    if blame.scope.startswith(HALF):
+        # The slowest say nothing of these.
+        return [now]
+    slow = [one for one in facts["slowest"] if one["kind"] == blame.kind and one["total_us"] >= SLOW_US[blame.kind]]
+    then = [[use for use in before if _met(use, one["ago_s"] + one["total_us"] / 1e6, one["ago_s"])] for one in slow]
+    return [now, *(use for uses in then for use in uses)] if 2 * sum(map(bool, then)) >= len(slow) else [now]
+
+
+def _met(use: Facts, began_ago_s: float, ended_ago_s: float) -> bool:
+    """Whether a request from then to then met it; ages are rounded to a tenth."""
+    return bool(use["began_ago_s"] + AGES_DIFFER_S >= ended_ago_s and began_ago_s >= use["ended_ago_s"] - AGES_DIFFER_S)
 
 
 def _peer_is_silent(facts: Facts, blame: Blame) -> bool:
@@ -160,8 +181,14 @@ def _peer_tells_nothing(facts: Facts, blame: Blame) -> bool:
 
 
 def _neighbours(facts: Facts, blame: Blame) -> bool:
-    scarce = facts["processor"]["idle_percent"] <= SCARCE_IDLE_PERCENT
-    return scarce and blame.total_us < TURNS_US and blame.kind not in DURABLE
+    """Each that wants a core too may have a turn before, at each of the wake-ups of a request; not half of the time."""
+    if blame.kind in DURABLE:
+        return False
+    for use in _processor(facts, blame):
+        wanting = 1.0 if blame.scope.startswith(HALF) else max(1.0, use["runnable"] / facts["processor"]["cores"])
+        if use["idle_percent"] <= SCARCE_IDLE_PERCENT and blame.total_us < TURNS_US * wanting:
+            return True
+    return False
 
 
 def _answers_sooner_under_a(facts: Facts, blame: Blame) -> bool:
@@ -378,7 +405,7 @@ def _blames(facts: Facts) -> Iterator[Blame]:
         scope = f"a {oldest['kind']} waits now"
         yield Blame(oldest["waits_for"], oldest["kind"], scope, age_us, age_us, oldest["age_s"], 0.0)
     half, hundredth = (
-        _of_many(facts, kinds, *which) for which in (("p50_us", "half of the"), ("p99_us", "one in a hundred of the"))
+        _of_many(facts, kinds, *which) for which in (("p50_us", HALF), ("p99_us", "one in a hundred of the"))
     )
     single = _of_single_ones(facts, kinds)
     last = [hundredth, single]
@@ -421,13 +448,20 @@ def _of_single_ones(facts: Facts, kinds: Sequence[str]) -> Blame | None:
     for entry in outliers:
         for stage, stage_us in entry["stages_us"].items():
             sums[stage] = sums.get(stage, 0.0) + stage_us
-    worst = outliers[0]
-    stage = _resolved(facts, worst["kind"], max(sums, key=lambda name: sums[name]))
-    total_us = sum(entry["total_us"] for entry in outliers) / len(outliers)
-    stage_us = max(sums.values()) / len(outliers)
+    most = _largest(sums)
+    # Those that it explains; the others may have causes of their own.
+    explained = [entry for entry in outliers if _largest(entry["stages_us"]) == most] or outliers
+    worst = explained[0]
+    stage = _resolved(facts, worst["kind"], most)
+    total_us = sum(entry["total_us"] for entry in explained) / len(explained)
+    stage_us = sum(entry["stages_us"].get(most, 0.0) for entry in explained) / len(explained)
     ended_ago_s = worst["ago_s"]
     began_ago_s = ended_ago_s + worst["total_us"] / 1e6
     return Blame(stage, worst["kind"], "now and then", stage_us, total_us, began_ago_s, ended_ago_s)
+
+
+def _largest(stages_us: Mapping[str, float]) -> str:
+    return max(stages_us, key=lambda name: stages_us[name])
 
 
 def _worst(facts: Facts, kind: str, percentile: str) -> str:

@@ -31,6 +31,7 @@ KEYS: dict[str, Any] = {
     "last_verify": (dict, type(None)),
     "resize": (dict, type(None)),
     "activity_log": dict,
+    "spin": dict,
     "io": (dict, type(None)),
     "latency": (dict, type(None)),
     "compiled": (bool, type(None)),

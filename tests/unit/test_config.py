@@ -204,6 +204,7 @@ def test_the_size_of_the_log_is_fixed_or_by_a_goal() -> None:
     assert (Config("v").log_slots, Config("v").resync_after_crash_s) == (1024, None)
     by_goal = config.parse('name = "v"\nresync_after_crash = "2m"', WHERE)
     assert (by_goal.log_slots, by_goal.resync_after_crash_s) == (None, 120.0)
+    assert config.parse('name = "v"\nresync_after_crash = "1h"', WHERE).resync_after_crash_s == 3600.0
 
 
 @pytest.mark.parametrize(

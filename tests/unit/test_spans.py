@@ -148,6 +148,34 @@ def test_after_a_slow_write_the_next_ones_are_looked_at() -> None:
     assert spans.mask == 0
 
 
+def test_those_after_a_slow_one_do_not_count_among_the_others() -> None:
+    """A disk that is slow for forty writes in a thousand: a twenty-fifth of the writes, and most of all looks."""
+    spans = Spans()
+    at_ns = spans.window.began_ns
+    for number in range(30_000):
+        looked_at = number & spans.mask == 0
+        total_us = 20_000 if number % 1000 < 40 else 40
+        at_ns += 2 * 10**6
+        spans.window.writes.add(total_us * US)
+        if looked_at or total_us * US > spans.slow_ns:
+            taken = span(spans, at_ns, OWN_DISK=total_us) if looked_at else None
+            spans.write(number + 1, at_ns, total_us * US, at_ns, taken, (0, 4096, False))
+    found = spans.report(at_ns)
+    all_looks = merged(part[WRITE][TOTAL] for part in (spans.window.stages, spans.window.others))
+    assert all_looks.percentile_us(0.7) == pytest.approx(20_000, rel=0.13)
+    regular = spans.window.stages[WRITE][TOTAL]
+    assert regular.count == pytest.approx(30_000 / SAMPLE_EVERY, rel=0.1)
+    assert regular.percentile_us(0.9) == pytest.approx(40, rel=0.13)
+    assert found["stages"][WRITE][TOTAL]["count"] == found["stages"][WRITE][DISK]["count"] == regular.count
+
+
+def test_where_few_are_looked_at_all_of_them_count() -> None:
+    spans = Spans()
+    for number in range(1, BURST_WRITES):
+        write(spans, number, spans.window.began_ns + number, 10, looked_at=True)
+    assert spans.report(spans.window.began_ns + 100)["stages"][WRITE][TOTAL]["count"] == BURST_WRITES - 1
+
+
 def test_slow_is_a_multiple_of_what_is_usual() -> None:
     spans = Spans()
     assert spans.slow_ns == SLOW_NS

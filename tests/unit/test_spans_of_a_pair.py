@@ -11,7 +11,7 @@ import pytest
 
 from mirror.core import stages
 from mirror.core.errors import DeviceError, MirrorError
-from mirror.core.stages import APPLY, DISK, DURABLE_WRITE, FLUSHES, LINK, PEER_DISK, TOTAL, WRITE
+from mirror.core.stages import APPLY, APPLY_FLUSH, DISK, DURABLE_WRITE, FLUSHES, LINK, PEER_DISK, TOTAL, WRITE
 from mirror.core.wire import Flag, MessageType
 from mirror.link import Stream
 from mirror.primary import Gate
@@ -49,6 +49,18 @@ def test_each_stage_has_its_time(tmp_path: Path, protocol: str) -> None:
         assert (own["stages"][WRITE][PEER_DISK]["p50_us"] > 1) == (protocol == "C"), "others do not wait for it"
         assert own["stages"][DURABLE_WRITE][PEER_DISK]["p50_us"] > 1
         assert report(second)["stages"][APPLY][DISK]["p50_us"] > 0
+
+
+def test_a_flush_of_the_mirrors_own_is_no_clients(tmp_path: Path) -> None:
+    """A resync flushes what it wrote, and who makes room in the log what everybody wrote."""
+    with pair(tmp_path) as (first, second):
+        first.write(memoryview(bytes(4096)), 0, False)
+        first._primary.flushes.run_round()
+        assert APPLY in report(second)["stages"]
+        assert APPLY_FLUSH not in report(second)["stages"]
+        first.write(memoryview(bytes(4096)), 0, False)
+        first.flush()
+        assert report(second)["stages"][APPLY_FLUSH][TOTAL]["count"] == 1
 
 
 def test_a_peer_that_does_not_say_what_its_disk_took(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,12 +13,14 @@ from mirror.core.why_slow import CAUSES, HALVES, SLOW_US, answer, time_text
 
 LOG: dict[str, Any] = {"extents": 1024, "used": 1000, "miss_rate": 0.5, "goal_s": None, "larger": {"miss_rate": 0.2}}
 WELL: dict[str, Any] = {"silent_s": 0.06, "before": []}
+IDLE: dict[str, Any] = {"cores": 2, "own_cores": 0.2, "idle_percent": 60, "runnable": 1, "before": []}
 RECORDED: dict[str, dict[str, Any]] = {
-    # Those were recorded before a server told of its peer's silence, and of other logs.
+    # Those were recorded before a server told of its peer's silence, of other logs, and of the processors before now.
     name: {
         "peer_silence": WELL if found["peer"] else None,
         **found,
         "activity_log": {"larger": None, "used": None, **found["activity_log"]},
+        "processor": {"runnable": 1, "before": [], **found["processor"]},
     }
     for name, found in json.loads(Path(__file__).with_name("why_slow_facts.json").read_text()).items()
 }
@@ -39,7 +41,7 @@ def facts(kind: str = "write", **more: Any) -> dict[str, Any]:
         "slowest": [],
         "oldest": None,
         "peer_silence": WELL,
-        "processor": {"cores": 2, "own_cores": 0.2, "idle_percent": 60},
+        "processor": IDLE,
         "activity_log": LOG,
         "resync": None,
         "verify": None,
@@ -48,7 +50,7 @@ def facts(kind: str = "write", **more: Any) -> dict[str, Any]:
     }
 
 
-BUSY = {"processor": {"cores": 2, "own_cores": 0.97, "idle_percent": 3}}
+BUSY = {"processor": {**IDLE, "own_cores": 0.97, "idle_percent": 3}}
 SLOW = 30_000.0
 
 
@@ -233,12 +235,61 @@ def test_stages_of_those_after_a_slow_one_are_not_those_of_all() -> None:
 
 
 def test_busy_neighbours_are_no_slow_link() -> None:
-    busy = {"processor": {"cores": 2, "own_cores": 0.3, "idle_percent": 1}}
+    busy = {"processor": {**IDLE, "idle_percent": 1}}
     assert answer(facts(link=3000.0, **busy)).cause.name == "processor"
     assert answer(facts(own_disk=3000.0, **busy)).cause.name == "processor"
     assert answer(facts(link=SLOW, **busy)).cause.name == "link"
     assert answer(facts(own_disk=12_000.0, kind="flush", **busy)).cause.name == "own-flush"
     assert answer(facts(link=3000.0)).cause.name == "link"
+
+
+def scarce(began_ago_s: float, ended_ago_s: float, **more: Any) -> dict[str, Any]:
+    before = {"began_ago_s": began_ago_s, "ended_ago_s": ended_ago_s, "own_cores": 0.3, "idle_percent": 0, **more}
+    return {"processor": {**IDLE, "before": [{"runnable": 6, **before}]}}
+
+
+def hundredth(us: float, **more: Any) -> dict[str, Any]:
+    """Writes of which one in a hundred waits for the link."""
+    given = facts(**more)
+    for stage in ("link", TOTAL):
+        given["stages"]["write"][stage] = {**figures(80.0), "p99_us": us}
+    return given
+
+
+def test_processors_count_as_they_were_when_it_was_slow() -> None:
+    """Who asks mostly asks when it is over."""
+    then, since = [stall("link", 30.0, 15_000.0)] * 4, [stall("link", 5.0, 15_000.0)] * 4
+    assert answer(hundredth(15_000.0, slowest=then, **scarce(40.0, 20.0))).cause.name == "processor"
+    assert answer(hundredth(15_000.0, slowest=[*then, *since], **scarce(40.0, 20.0))).cause.name == "processor"
+    assert answer(hundredth(15_000.0, slowest=[then[0], *since], **scarce(40.0, 20.0))).cause.name == "link"
+    assert answer(hundredth(15_000.0, slowest=since, **scarce(40.0, 20.0))).cause.name == "link"
+    # Six that want two cores: three turns at each wake-up, but no more.
+    assert answer(hundredth(29_000.0, slowest=then, **scarce(40.0, 20.0))).cause.name == "processor"
+    assert answer(hundredth(31_000.0, slowest=then, **scarce(40.0, 20.0))).cause.name == "link"
+    assert answer(hundredth(15_000.0, slowest=then, **scarce(40.0, 20.0, runnable=2))).cause.name == "link"
+    # The server itself took all that the interpreter has.
+    own = scarce(40.0, 20.0, own_cores=0.9, idle_percent=40)
+    assert answer(hundredth(31_000.0, slowest=then, **own)).cause.name == "processor"
+    # What takes the half of them is not known by the slowest, and no write waits for turns half of the time.
+    assert answer(facts(link=5000.0, slowest=then, **scarce(40.0, 20.0))).cause.name == "link"
+    six = {"processor": {**IDLE, "idle_percent": 0, "runnable": 6}}
+    assert answer(facts(link=13_000.0, **six)).cause.name == "link"
+    # A single one.
+    assert answer(facts(slowest=[stall("link", 30.0, 80_000.0)], **scarce(40.0, 20.0, runnable=20))).cause.name == (
+        "processor"
+    )
+    assert answer(facts(slowest=[stall("link", 5.0, 80_000.0)], **scarce(40.0, 20.0, runnable=20))).cause.name == "link"
+
+
+def test_the_figure_is_of_the_requests_that_the_cause_explains() -> None:
+    found = answer(facts(slowest=[slow(1.6e6, link=1.6e6), slow(1.6e6, link=1.6e6), slow(60_000, own_disk=60_000)]))
+    assert found.blame is not None
+    assert (found.blame.stage, found.blame.stage_us, found.blame.total_us) == ("link", 1.6e6, 1.6e6)
+    # Each of several causes takes less of its requests than one that is in all of them.
+    spread = [slow(90_000, own_disk=50_000, link=40_000), slow(90_000, peer_disk=50_000, link=40_000)]
+    assert answer(facts(slowest=spread)).blame == (
+        "link", "write", "now and then", 40_000.0, 90_000.0, 0.09 + spread[0]["ago_s"], spread[0]["ago_s"]
+    )  # fmt: skip
 
 
 def test_a_secondary_does_not_blame_clients_that_it_has_not() -> None:
