@@ -42,8 +42,10 @@ def _pairs(status: Status) -> Iterator[tuple[str, str | Text]]:
     if status["resize"]:
         yield "resize", _resize(status["resize"])
     yield from _activity_log(status["activity_log"])
-    if status["spin"]["pays"] is not None:
-        yield "spin", _spin(**status["spin"])
+    # An older server, still running, tells nothing of it.
+    spin = status.get("spin")
+    if spin is not None and spin["pays"] is not None:
+        yield "spin", _spin(**spin)
     if status["io"]:
         yield from _io(status["io"])
     if status["latency"]:

@@ -106,7 +106,8 @@ def _beside(facts: dict[str, Any]) -> Iterator[tuple[str, str | Text]]:
     if writes["count"]:
         yield "all writes", f"{writes['count']}: " + ", ".join(f"{n} {time_text(writes[k])}" for n, k in COLUMNS)
     processor = facts["processor"]
-    busy_s = sum(one["began_ago_s"] - one["ended_ago_s"] for one in processor["before"])
+    # An older server, still running, tells nothing of it.
+    busy_s = sum(one["began_ago_s"] - one["ended_ago_s"] for one in processor.get("before", ()))
     text = f"{processor['own_cores']} cores used by this server, {processor['idle_percent']} % idle"
     yield "processor", f"{text}; scarce for {busy_s:.0f} s of the last minutes" if busy_s else text
     yield "resync", resync_text(facts["resync"]) if facts["resync"] else "none runs"

@@ -190,7 +190,7 @@ class LogSizer:
             return {
                 **self._trade(look, look.slots),
                 "goal_s": self._goal_s,
-                "bytes_per_s": look.bytes_per_s,
+                "bytes_per_s": None if look.bytes_per_s is None else round(look.bytes_per_s),
                 "reason": self._reason(decision),
                 "smaller": self._trade(look, smaller) if smaller is not None else None,
                 "larger": self._trade(look, larger) if larger is not None else None,

@@ -10,6 +10,7 @@ are enough of them. When nothing is asked, nothing but counters is moved.
 import heapq
 import threading
 import time
+from collections import deque
 from typing import Any, NamedTuple
 
 from mirror.core import stages
@@ -28,6 +29,9 @@ SLOW_NS, SLOW_TIMES = 50_000_000, 10
 BURST_WRITES, BURST_NS = 64, 10**9
 # Fewer regular looks say little of a p99: then all looks count.
 REGULAR_ENOUGH = 50
+# Of looks that took so long it is kept when they were, so many of each kind: what else was at that moment may explain
+# them. The slowest of all don't tell that: they may be of other causes.
+SLOW_LOOK_NS, SLOW_LOOKS_KEPT = 10**6, 128
 # What is usual is reckoned after so many looks.
 RECKON_EVERY = 256
 SPANS_KEPT = 64
@@ -116,6 +120,8 @@ class Spans:
         self._former = Window(self.window.began_ns)
         # Of all windows before this one, since the process started.
         self._past_writes, self._past_flushes = Histogram(), Histogram()
+        # kind -> when it ended, what it took, whether it was a regular look
+        self._slow_looks: dict[str, deque[tuple[int, int, bool]]] = {}
         self._turn_lock = threading.Lock()
         self._free: list[Span] = []
         self._looks = 0
@@ -167,8 +173,16 @@ class Spans:
         total_ns = sum(durations_ns.values())
         self._turn(ended_ns)
         self.window.add(kind, durations_ns, total_ns)
+        self._note_slow(kind, ended_ns, total_ns, True)
         if self.window.keeps(total_ns):
             self._keep(Slow(ended_ns, kind, offset, length, total_ns, durations_ns))
+
+    def _note_slow(self, kind: str, ended_ns: int, total_ns: int, regular: bool) -> None:
+        if total_ns >= SLOW_LOOK_NS:
+            looks = self._slow_looks.get(kind)
+            if looks is None:
+                looks = self._slow_looks[kind] = deque(maxlen=SLOW_LOOKS_KEPT)
+            looks.append((ended_ns, total_ns, regular))
 
     def _look(
         self, kind: str, ended_ns: int, total_ns: int, span: Span, offset: int, length: int, regular: bool = True
@@ -179,6 +193,7 @@ class Spans:
             self._free.append(span)
         self._turn(ended_ns)
         self.window.add(kind, durations_ns, total_ns, regular)
+        self._note_slow(kind, ended_ns, total_ns, regular)
         if self.window.keeps(total_ns):
             self._keep(Slow(ended_ns, kind, offset, length, total_ns, durations_ns))
         self._looks += 1
@@ -230,16 +245,29 @@ class Spans:
             "seconds": round((now_ns - windows[0].began_ns) / 1e9, 1),
             "writes": _figures(merged(window.writes for window in windows)),
             "stages": {kind: self._by_stage(kind) for kind in sorted(kinds)},
+            "slow_looks": {kind: self._slow_looks_of(kind, now_ns) for kind in sorted(kinds)},
             "slow_us": round(self.slow_ns / 1000),
             "slowest": [_slow(slow, now_ns) for _, _, slow in slowest[:SLOWEST_KEPT]],
         }
+
+    def _regular_are_enough(self, kind: str) -> bool:
+        parts = [window.stages[kind] for window in (self._former, self.window) if kind in window.stages]
+        return sum(part[TOTAL].count for part in parts if TOTAL in part) >= REGULAR_ENOUGH
+
+    def _slow_looks_of(self, kind: str, now_ns: int) -> list[dict[str, Any]]:
+        """The latest first, of those that percentiles are of."""
+        enough = self._regular_are_enough(kind)
+        return [
+            {"ago_s": round((now_ns - ended_ns) / 1e9, 1), "total_us": round(total_ns / 1000)}
+            for ended_ns, total_ns, regular in reversed(list(self._slow_looks.get(kind, ())))
+            if (regular or not enough) and ended_ns >= self._former.began_ns
+        ]
 
     def _by_stage(self, kind: str) -> dict[str, Any]:
         windows = (self._former, self.window)
         regular = [window.stages[kind] for window in windows if kind in window.stages]
         others = [window.others[kind] for window in windows if kind in window.others]
-        enough = sum(part[TOTAL].count for part in regular) >= REGULAR_ENOUGH
-        parts = regular if enough else [*regular, *others]
+        parts = regular if self._regular_are_enough(kind) else [*regular, *others]
         names = {name: None for part in parts for name in list(part)}
         return {name: _figures(merged(part[name] for part in parts if name in part)) for name in names}
 

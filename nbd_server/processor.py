@@ -1,19 +1,21 @@
 """What the machine's processors do: for a moment when somebody asks, and for the last minutes, a second at a time.
 
-Who asks why it was slow mostly asks when it is over. To look once a second costs a thread some dozen microseconds.
+Who asks why it was slow mostly asks when it is over. A look takes a fraction of a millisecond, once a second.
 """
 
+import logging
 import os
 import threading
 import time
 from collections import deque
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from mirror.core.why_slow import BUSY_CORES, SCARCE_IDLE_PERCENT
 
-# How long the processor is watched for whoever asks: a hundred of its clock's ticks on most machines.
+log = logging.getLogger(__name__)
+
+# How long the processor is watched for whoever asks: twenty of its clock's ticks on most machines, of each core.
 WATCH_S = 0.2
 # How often it is looked at by itself, and how many looks are kept: as long as spans tell of.
 EVERY_S, KEPT = 1.0, 240
@@ -43,16 +45,6 @@ class Use(NamedTuple):
         """Whoever was woken waited for a turn, or for this process's interpreter."""
         return self.idle_percent <= SCARCE_IDLE_PERCENT or self.own_cores >= BUSY_CORES
 
-    def with_next(self, later: "Use") -> "Use":
-        """Both in one, the worst of each."""
-        return Use(
-            self.began_s,
-            later.ended_s,
-            max(self.own_cores, later.own_cores),
-            min(self.idle_percent, later.idle_percent),
-            max(self.runnable, later.runnable),
-        )
-
 
 class Processor:
     """That of the machine and of this process. `start` once, after the last fork; without it there is no history."""
@@ -67,41 +59,34 @@ class Processor:
         self._thread.start()
 
     def _run(self) -> None:
-        former = _read()
+        former = None
         while True:
+            try:
+                reading = _read()
+                if former is not None:
+                    self._uses.append(_between(former, reading))
+                former = reading
+            except OSError as error:
+                # No descriptor is left, mostly.
+                log.debug("nobody saw what the processors did: %s", error.strerror)
+                former = None
             time.sleep(EVERY_S)
-            reading = _read()
-            self._uses.append(_between(former, reading))
-            former = reading
 
     def report(self) -> dict[str, Any]:
         """What docs/operations.md describes; takes WATCH_S."""
         first = _read()
         time.sleep(WATCH_S)
         now = _between(first, _read())
-        runs = scarce_runs(list(self._uses))
         before = [
             {
                 "began_ago_s": round(now.ended_s - one.began_s, 1),
                 "ended_ago_s": round(now.ended_s - one.ended_s, 1),
                 **_said(one),
             }
-            for one in runs
+            for one in reversed(list(self._uses))
+            if one.is_scarce
         ]
         return {"cores": _cores(), **_said(now), "before": before}
-
-
-def scarce_runs(uses: Iterable[Use]) -> list[Use]:
-    """Those that were scarce, neighbours joined."""
-    runs: list[Use] = []
-    for use in uses:
-        if not use.is_scarce:
-            continue
-        if runs and runs[-1].ended_s == use.began_s:
-            runs[-1] = runs[-1].with_next(use)
-        else:
-            runs.append(use)
-    return runs
 
 
 def _said(use: Use) -> dict[str, Any]:
@@ -114,7 +99,7 @@ def _cores() -> int:
 
 def _between(first: _Reading, second: _Reading) -> Use:
     taken_s = second.at_s - first.at_s
-    idle_percent = min(100, round(100 * (second.idle_s - first.idle_s) / taken_s / _cores()))
+    idle_percent = max(0, min(100, round(100 * (second.idle_s - first.idle_s) / taken_s / _cores())))
     own_cores = round((second.own_s - first.own_s) / taken_s, 2)
     return Use(first.at_s, second.at_s, own_cores, idle_percent, max(first.runnable, second.runnable))
 

@@ -3,6 +3,7 @@
 from typing import Any
 
 from mirror.core import why_slow
+from mirror.core.limits import EXTENT_BYTES
 from mirror.peer import Peer
 from mirror.primary import Primary
 from mirror.replica import Replica
@@ -30,7 +31,8 @@ def of_server(replica: Replica, primary: Primary, peer: Peer | None, status: dic
         "in_flight": len(own),
         "processor": processor,
         "activity_log": {
-            key: status["activity_log"][key] for key in ("extents", "used", "miss_rate", "goal_s", "larger")
+            **{key: status["activity_log"][key] for key in ("extents", "used", "miss_rate", "goal_s", "larger")},
+            "holds_all": status["activity_log"]["extents"] * EXTENT_BYTES >= status["size"],
         },
         "resync": status["resync"],
         "proof": status["proof"],

@@ -71,6 +71,8 @@ AGES_DIFFER_S = 0.1
 WORTH = 0.1
 # Room is made ahead, so a full log is not quite full.
 LOG_FULL = 0.75
+# How old what is seen of the processors at the moment of asking may be: a look of the second before has yet to come.
+NOW_S = 1.2
 # With nothing idle whoever is woken waits for turns of a few milliseconds: so long where one wants each core, twice as
 # long where two do. What takes longer is no such wait.
 SCARCE_IDLE_PERCENT, TURNS_US = 5, 10_000.0
@@ -136,21 +138,41 @@ def _durable_for_the_peer(facts: Facts, blame: Blame) -> bool:
 
 
 def _busy(facts: Facts, blame: Blame) -> bool:
-    # What hangs for long does not wait for a processor.
-    return any(use["own_cores"] >= BUSY_CORES for use in _processor(facts, blame)) and blame.total_us < OUTLIER_US
+    # What hangs for long, or is to be durable, does not wait for a processor.
+    if blame.total_us >= OUTLIER_US or blame.kind in DURABLE:
+        return False
+    return _processors_explain(facts, blame, lambda use: use["own_cores"] >= BUSY_CORES)
 
 
-def _processor(facts: Facts, blame: Blame) -> list[Facts]:
-    """How the processors are used now, and as they were when it was slow, if they were scarce then."""
-    now, before = facts["processor"], facts["processor"]["before"]
+def _neighbours(facts: Facts, blame: Blame) -> bool:
+    """Each that wants a core too may have a turn before, at each of the wake-ups of a request; not half of the time."""
+    if blame.kind in DURABLE:
+        return False
+    # Who waits for a disk is woken once.
+    one_turn = blame.scope.startswith(HALF) or blame.stage in (DISK, PEER_DISK)
+
+    def explains(use: Facts) -> bool:
+        wanting = 1.0 if one_turn else max(1.0, use["runnable"] / facts["processor"]["cores"])
+        return bool(use["idle_percent"] <= SCARCE_IDLE_PERCENT and blame.total_us < TURNS_US * wanting)
+
+    return _processors_explain(facts, blame, explains)
+
+
+def _processors_explain(facts: Facts, blame: Blame, explains: Callable[[Facts], bool]) -> bool:
+    """Whether that holds of how processors were used while these requests ran, or half of them."""
+    now = {**facts["processor"], "began_ago_s": NOW_S, "ended_ago_s": 0.0}
+    uses = [use for use in (now, *facts["processor"]["before"]) if explains(use)]
+    times = _when(facts, blame)
+    met = sum(any(_met(use, *time) for use in uses) for time in times)
+    return 2 * met >= len(times) > 0
+
+
+def _when(facts: Facts, blame: Blame) -> list[tuple[float, float]]:
+    """When they ran, as ages of begin and end: the single one, or those looked at that took about as long."""
     if blame.began_ago_s is not None and blame.ended_ago_s is not None:
-        return [now, *(use for use in before if _met(use, blame.began_ago_s, blame.ended_ago_s))]
-    if blame.scope.startswith(HALF):
-        # The slowest say nothing of these.
-        return [now]
-    slow = [one for one in facts["slowest"] if one["kind"] == blame.kind and one["total_us"] >= SLOW_US[blame.kind]]
-    then = [[use for use in before if _met(use, one["ago_s"] + one["total_us"] / 1e6, one["ago_s"])] for one in slow]
-    return [now, *(use for uses in then for use in uses)] if 2 * sum(map(bool, then)) >= len(slow) else [now]
+        return [(blame.began_ago_s, blame.ended_ago_s)]
+    looks = [one for one in facts["slow_looks"].get(blame.kind, ()) if 2 * one["total_us"] >= blame.total_us]
+    return [(one["ago_s"] + one["total_us"] / 1e6, one["ago_s"]) for one in looks]
 
 
 def _met(use: Facts, began_ago_s: float, ended_ago_s: float) -> bool:
@@ -180,17 +202,6 @@ def _peer_tells_nothing(facts: Facts, blame: Blame) -> bool:
     return not _figure(facts, blame.kind, PEER_DISK, "p99_us")
 
 
-def _neighbours(facts: Facts, blame: Blame) -> bool:
-    """Each that wants a core too may have a turn before, at each of the wake-ups of a request; not half of the time."""
-    if blame.kind in DURABLE:
-        return False
-    for use in _processor(facts, blame):
-        wanting = 1.0 if blame.scope.startswith(HALF) else max(1.0, use["runnable"] / facts["processor"]["cores"])
-        if use["idle_percent"] <= SCARCE_IDLE_PERCENT and blame.total_us < TURNS_US * wanting:
-            return True
-    return False
-
-
 def _answers_sooner_under_a(facts: Facts, blame: Blame) -> bool:
     return facts["protocol"] != "A" and blame.kind == WRITE
 
@@ -201,7 +212,7 @@ def _answers_sooner_under_b(facts: Facts, blame: Blame) -> bool:
 
 def _log_has_room(facts: Facts, _blame: Blame) -> bool:
     used, extents = facts["activity_log"]["used"], facts["activity_log"]["extents"]
-    return used is not None and used < LOG_FULL * extents
+    return bool(facts["activity_log"]["holds_all"] or (used is not None and used < LOG_FULL * extents))
 
 
 def _no_larger_log_helps(facts: Facts, _blame: Blame) -> bool:

@@ -1,31 +1,56 @@
-"""What the processors do: seconds that were scarce are joined, and a process that computes is seen."""
+"""What the processors do: seconds that were scarce are kept, a process that computes is seen, and no error ends it."""
 
+import os
+import threading
 import time
+from typing import Any
 
-from nbd_server.processor import EVERY_S, Processor, Use, scarce_runs
+import pytest
+
+from nbd_server import processor
+from nbd_server.processor import EVERY_S, Processor, Use
 
 
-def use(began_s: float, idle_percent: int, own_cores: float = 0.1, runnable: int = 1) -> Use:
-    return Use(began_s, began_s + 1, own_cores, idle_percent, runnable)
+@pytest.mark.parametrize(
+    ("idle_percent", "own_cores", "is_scarce"), [(50, 0.1, False), (6, 0.84, False), (5, 0.1, True), (40, 0.85, True)]
+)
+def test_what_is_scarce(idle_percent: int, own_cores: float, is_scarce: bool) -> None:
+    assert Use(0.0, 1.0, own_cores, idle_percent, 1).is_scarce is is_scarce
 
 
-def test_scarce_seconds_are_joined_with_the_worst_of_each() -> None:
-    uses = [use(0, 50), use(1, 5), use(2, 0, runnable=7), use(3, 6), use(4, 40, own_cores=0.85), use(5, 40)]
-    assert scarce_runs(uses) == [Use(1, 3, 0.1, 0, 7), use(4, 40, own_cores=0.85)]
-    assert scarce_runs([]) == []
+def compute_until_seen(seen: Processor) -> list[dict[str, Any]]:
+    """The process's own time counts, however busy the machine is."""
+    end_s = time.perf_counter() + 60 * EVERY_S
+    while not (before := seen.report()["before"]) and time.perf_counter() < end_s:
+        until_s = time.perf_counter() + 2 * EVERY_S
+        while time.perf_counter() < until_s:
+            sum(range(100_000))
+    return before  # type: ignore[no-any-return]
 
 
 def test_one_that_computes_is_seen_afterwards() -> None:
-    processor = Processor()
-    assert processor.report()["before"] == []
-    processor.start()
-    began_s = time.perf_counter()
-    # Until two whole looks of it have come; the process's own time counts, however busy the machine is.
-    while not (found := scarce_runs(list(processor._uses))) and time.perf_counter() < began_s + 60 * EVERY_S:
-        sum(range(100_000))
-    assert found
-    report = processor.report()
-    assert set(report) == {"cores", "own_cores", "idle_percent", "runnable", "before"}
-    [*_, last] = report["before"]
-    assert last["began_ago_s"] > last["ended_ago_s"] >= 0
-    assert last["runnable"] >= 1
+    seen = Processor()
+    assert set(seen.report()) == {"cores", "own_cores", "idle_percent", "runnable", "before"}
+    assert seen.report()["before"] == []
+    seen.start()
+    latest = compute_until_seen(seen)[0]
+    assert latest["began_ago_s"] > latest["ended_ago_s"] >= 0
+    assert latest["runnable"] >= 1
+
+
+def test_a_look_that_fails_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where no descriptor is left it was the last one."""
+    failures: list[OSError] = []
+    really = processor._read
+
+    def read() -> Any:
+        if len(failures) < 2 and threading.current_thread() is not threading.main_thread():
+            failures.append(OSError(24, os.strerror(24)))
+            raise failures[-1]
+        return really()
+
+    monkeypatch.setattr(processor, "_read", read)
+    seen = Processor()
+    seen.start()
+    assert compute_until_seen(seen)
+    assert len(failures) == 2

@@ -11,7 +11,14 @@ from mirror.core import stages
 from mirror.core.stages import AFTER, BEFORE, TOTAL
 from mirror.core.why_slow import CAUSES, HALVES, SLOW_US, answer, time_text
 
-LOG: dict[str, Any] = {"extents": 1024, "used": 1000, "miss_rate": 0.5, "goal_s": None, "larger": {"miss_rate": 0.2}}
+LOG: dict[str, Any] = {
+    "extents": 1024,
+    "used": 1000,
+    "holds_all": False,
+    "miss_rate": 0.5,
+    "goal_s": None,
+    "larger": {"miss_rate": 0.2},
+}
 WELL: dict[str, Any] = {"silent_s": 0.06, "before": []}
 IDLE: dict[str, Any] = {"cores": 2, "own_cores": 0.2, "idle_percent": 60, "runnable": 1, "before": []}
 RECORDED: dict[str, dict[str, Any]] = {
@@ -19,7 +26,11 @@ RECORDED: dict[str, dict[str, Any]] = {
     name: {
         "peer_silence": WELL if found["peer"] else None,
         **found,
-        "activity_log": {"larger": None, "used": None, **found["activity_log"]},
+        "activity_log": {"larger": None, "used": None, "holds_all": False, **found["activity_log"]},
+        "slow_looks": {
+            kind: [{"ago_s": 0.5, "total_us": of_stages[TOTAL]["p99_us"]}]
+            for kind, of_stages in found["stages"].items()
+        },
         "processor": {"runnable": 1, "before": [], **found["processor"]},
     }
     for name, found in json.loads(Path(__file__).with_name("why_slow_facts.json").read_text()).items()
@@ -38,6 +49,7 @@ def facts(kind: str = "write", **more: Any) -> dict[str, Any]:
         "role": "primary",
         "protocol": "C",
         "stages": {kind: of_stages},
+        "slow_looks": {kind: [{"ago_s": 0.5, "total_us": of_stages[TOTAL]["p99_us"]}]},
         "slowest": [],
         "oldest": None,
         "peer_silence": WELL,
@@ -248,9 +260,13 @@ def scarce(began_ago_s: float, ended_ago_s: float, **more: Any) -> dict[str, Any
     return {"processor": {**IDLE, "before": [{"runnable": 6, **before}]}}
 
 
-def hundredth(us: float, **more: Any) -> dict[str, Any]:
+def looks(ago_s: float, us: float = 15_000.0, count: int = 4) -> list[dict[str, Any]]:
+    return [{"ago_s": ago_s, "total_us": us}] * count
+
+
+def hundredth(us: float, *slow_looks: dict[str, Any], **more: Any) -> dict[str, Any]:
     """Writes of which one in a hundred waits for the link."""
-    given = facts(**more)
+    given = facts(**more, slow_looks={"write": list(slow_looks)})
     for stage in ("link", TOTAL):
         given["stages"]["write"][stage] = {**figures(80.0), "p99_us": us}
     return given
@@ -258,27 +274,51 @@ def hundredth(us: float, **more: Any) -> dict[str, Any]:
 
 def test_processors_count_as_they_were_when_it_was_slow() -> None:
     """Who asks mostly asks when it is over."""
-    then, since = [stall("link", 30.0, 15_000.0)] * 4, [stall("link", 5.0, 15_000.0)] * 4
-    assert answer(hundredth(15_000.0, slowest=then, **scarce(40.0, 20.0))).cause.name == "processor"
-    assert answer(hundredth(15_000.0, slowest=[*then, *since], **scarce(40.0, 20.0))).cause.name == "processor"
-    assert answer(hundredth(15_000.0, slowest=[then[0], *since], **scarce(40.0, 20.0))).cause.name == "link"
-    assert answer(hundredth(15_000.0, slowest=since, **scarce(40.0, 20.0))).cause.name == "link"
+    then, since = looks(30.0), looks(5.0)
+    busy = scarce(40.0, 20.0)
+    assert answer(hundredth(15_000.0, *then, **busy)).cause.name == "processor"
+    assert answer(hundredth(15_000.0, *then, *since, **busy)).cause.name == "processor"
+    assert answer(hundredth(15_000.0, then[0], *since, **busy)).cause.name == "link"
+    assert answer(hundredth(15_000.0, *since, **busy)).cause.name == "link"
+    assert answer(hundredth(15_000.0, **busy)).cause.name == "link", "nobody knows when"
+    # Others of that time explain nothing, be they ever so many.
+    quick = looks(30.0, 2000.0, count=50)
+    assert answer(
+        hundredth(15_000.0, *quick, *since, slowest=[stall("link", 30.0, 70_000.0)] * 16, **busy)
+    ).cause.name == ("link")
     # Six that want two cores: three turns at each wake-up, but no more.
-    assert answer(hundredth(29_000.0, slowest=then, **scarce(40.0, 20.0))).cause.name == "processor"
-    assert answer(hundredth(31_000.0, slowest=then, **scarce(40.0, 20.0))).cause.name == "link"
-    assert answer(hundredth(15_000.0, slowest=then, **scarce(40.0, 20.0, runnable=2))).cause.name == "link"
+    assert answer(hundredth(29_000.0, *then, **busy)).cause.name == "processor"
+    assert answer(hundredth(31_000.0, *looks(30.0, 31_000.0), **busy)).cause.name == "link"
+    assert answer(hundredth(15_000.0, *then, **scarce(40.0, 20.0, runnable=2))).cause.name == "link"
     # The server itself took all that the interpreter has.
     own = scarce(40.0, 20.0, own_cores=0.9, idle_percent=40)
-    assert answer(hundredth(31_000.0, slowest=then, **own)).cause.name == "processor"
-    # What takes the half of them is not known by the slowest, and no write waits for turns half of the time.
-    assert answer(facts(link=5000.0, slowest=then, **scarce(40.0, 20.0))).cause.name == "link"
-    six = {"processor": {**IDLE, "idle_percent": 0, "runnable": 6}}
-    assert answer(facts(link=13_000.0, **six)).cause.name == "link"
-    # A single one.
-    assert answer(facts(slowest=[stall("link", 30.0, 80_000.0)], **scarce(40.0, 20.0, runnable=20))).cause.name == (
-        "processor"
-    )
-    assert answer(facts(slowest=[stall("link", 5.0, 80_000.0)], **scarce(40.0, 20.0, runnable=20))).cause.name == "link"
+    assert answer(hundredth(31_000.0, *looks(30.0, 31_000.0), **own)).cause.name == "processor"
+    # No write waits for turns half of the time.
+    assert answer(facts(link=13_000.0, slow_looks={"write": then}, **busy)).cause.name == "link"
+    assert answer(facts(link=8_000.0, slow_looks={"write": then}, **busy)).cause.name == "processor"
+    # A disk, which takes its time asleep.
+    assert answer(facts(own_disk=25_000.0, kind="flush", **own)).cause.name == "own-flush"
+
+
+def test_processors_that_are_busy_now_explain_nothing_of_before() -> None:
+    now = {"processor": {**IDLE, "idle_percent": 0, "runnable": 20, "own_cores": 0.9}}
+    assert answer(hundredth(15_000.0, *looks(5.0), **now)).cause.name == "link"
+    assert answer(hundredth(15_000.0, *looks(0.5), **now)).cause.name == "processor"
+    assert answer(facts(slowest=[stall("link", 60.0, 80_000.0)], **now)).cause.name == "link"
+
+
+def test_single_requests_by_the_processors_of_their_second() -> None:
+    many = scarce(40.0, 20.0, runnable=20)
+    assert answer(facts(slowest=[stall("link", 30.0, 80_000.0)], **many)).cause.name == "processor"
+    assert answer(facts(slowest=[stall("link", 5.0, 80_000.0)], **many)).cause.name == "link"
+    assert answer(facts(slowest=[stall("own_disk", 30.0, 80_000.0)], **many)).cause.name == "own-disk"
+
+
+def test_no_larger_log_is_advised_where_this_one_holds_the_volume() -> None:
+    whole = {**LOG, "extents": 64, "used": 64, "larger": None, "holds_all": True}
+    found = answer(facts(log=SLOW, activity_log=whole)).cause
+    assert found.name == "cold-extents"
+    assert "activity_log_extents" not in found.helps
 
 
 def test_the_figure_is_of_the_requests_that_the_cause_explains() -> None:
