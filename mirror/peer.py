@@ -20,7 +20,7 @@ from typing import Any
 from mirror import handshake
 from mirror.core import generation
 from mirror.core.errors import DeviceError, LinkLost, MirrorError, OperatorError, PeerError, ProtocolError
-from mirror.core.forecast import Forecast, forecast, speed_of
+from mirror.core.forecast import Forecast, forecast, rough_speed_of
 from mirror.core.generation import Action, Outcome, Standing
 from mirror.core.limits import DATA_STREAMS, SYNC_STREAMS
 from mirror.core.policy import REFUSE_ALWAYS, Policies
@@ -582,7 +582,7 @@ class Peer:
 
     def forecast(self, outcome: Outcome, mine: Standing, theirs: Standing, known_bytes: int | None) -> Forecast:
         """What this outcome will cost, by the speed of the last resync."""
-        return forecast(outcome, mine, theirs, known_bytes, speed_of(self._replica.superblock.last_resync))
+        return forecast(outcome, mine, theirs, known_bytes, rough_speed_of(self._replica.superblock.last_resync))
 
     def _attach(self, session: Session, plan: Plan, before_threads: Callable[[], None] | None = None) -> None:
         """Put the session in place between two requests of the volume, if all that it rests on still holds."""
@@ -739,7 +739,7 @@ class Peer:
         with self.changed:
             self.target_progress = progress
             if self.plan is not None and total_bytes is not None and self.state is ConnectionState.SYNC_TARGET:
-                self.plan = self.plan.with_bytes(total_bytes, speed_of(self._replica.superblock.last_resync))
+                self.plan = self.plan.with_bytes(total_bytes, rough_speed_of(self._replica.superblock.last_resync))
 
     def _goodbye(self, session: Session, message: dict[str, Any]) -> None:
         """The peer leaves in order, and says what this side could not know later."""

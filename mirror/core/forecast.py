@@ -2,8 +2,9 @@
 
 The bytes are at most, because a resync sends only what differs. They are the sum of both maps until somebody knows
 their union: a dry run asks for both maps, and the source of a resync tells its target. The time rests on the speed
-that the last resync of some size had, comparing included; before one it is unknown. The note of a resync bears that
-speed on: a few blocks after a short loss of the link say nothing of it, and must not make it forgotten.
+that the last resync of some size had, comparing included. The note of a resync bears that speed on: a few blocks after
+a short loss of the link say little of it, and must not make it forgotten. Before the first of some size a forecast
+makes do with the last one, and before any the time is unknown.
 """
 
 from collections.abc import Mapping
@@ -97,6 +98,15 @@ def speed_of(note: Mapping[str, Any] | None) -> float | None:
     if covered >= RESYNC_BYTES_MIN and seconds >= _SECONDS_MIN:
         return covered / seconds
     return _number(note.get(_SPEED)) or None
+
+
+def rough_speed_of(note: Mapping[str, Any] | None) -> float | None:
+    """The same for a forecast, which makes do with a small one that mostly began and ended."""
+    speed = speed_of(note)
+    if speed is not None or note is None:
+        return speed
+    covered, seconds = _number(note.get("dirty_bytes")), _number(note.get("seconds"))
+    return covered / seconds if covered and seconds >= _SECONDS_MIN else None
 
 
 def _number(value: Any) -> float:

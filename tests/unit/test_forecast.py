@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from mirror.core.forecast import FROM_PEER, TO_PEER, forecast, noted, speed_of
+from mirror.core.forecast import FROM_PEER, TO_PEER, forecast, noted, rough_speed_of, speed_of
 from mirror.core.generation import Action, Outcome
 from mirror.core.limits import BLOCK_BYTES, MIB
 from tests.unit.test_generation import standing
@@ -82,6 +82,14 @@ MUCH, LITTLE = {"dirty_bytes": 1000 * MIB, "seconds": 10.0}, {"dirty_bytes": MIB
 )
 def test_the_speed_of_resyncs(note: dict[str, object] | None, speed: float | None) -> None:
     assert speed_of(note) == speed
+
+
+def test_a_forecast_makes_do_with_a_small_one() -> None:
+    assert rough_speed_of(LITTLE) == pytest.approx(10 * MIB)
+    assert rough_speed_of({**LITTLE, "bytes_per_s": 7}) == 7.0
+    assert rough_speed_of(MUCH) == 100 * MIB
+    for nothing in (None, {}, {**LITTLE, "seconds": 0.0}, {**LITTLE, "dirty_bytes": 0}):
+        assert rough_speed_of(nothing) is None
 
 
 def test_a_small_resync_does_not_make_the_speed_forgotten() -> None:
