@@ -212,6 +212,25 @@ def test_the_plan_before_the_act(cluster: Cluster, rng: random.Random) -> None:
     assert plan(a)["expected_s"] is not None
 
 
+def test_a_small_resync_does_not_make_the_measured_speed_forgotten(cluster: Cluster, rng: random.Random) -> None:
+    a, b = cluster.pair("128M")
+    for replica in (a, b):
+        replica.allow(SPLIT)
+    for size_bytes in (80 * MIB, 4096):
+        a.command("disconnect")
+        for offset in range(0, size_bytes, 8 * MIB):
+            write(a, rng.randbytes(min(size_bytes, 8 * MIB)), offset)
+        a.command("connect")
+        a.wait_in_step()
+        seen = [replica.status() for replica in (a, b)]
+        assert [one["last_resync"]["dirty_bytes"] for one in seen] == [size_bytes] * 2
+        speeds = {one["last_resync"]["bytes_per_s"] for one in seen}
+        if size_bytes > 4096:
+            measured = speeds
+    assert speeds == measured
+    assert seen[0]["activity_log"]["bytes_per_s"] == min(*speeds, 400 * MIB)
+
+
 def test_the_plan_of_a_split_brain_and_of_discarding(cluster: Cluster, rng: random.Random) -> None:
     a, b = split(cluster, rng)
     b.demote()
