@@ -184,9 +184,7 @@ class LogSizer:
             decision = log_size.decide(look) if self._goal_s is not None else None
             sizes = log_size.SIZES
             smaller = max((size for size in sizes if size < look.slots), default=None)
-            # One that holds the whole volume can't miss less.
-            whole = look.slots >= look.volume_extents
-            larger = None if whole else min((size for size in sizes if size > look.slots), default=None)
+            larger = None if look.holds_all else min((size for size in sizes if size > look.slots), default=None)
             return {
                 **self._trade(look, look.slots),
                 "goal_s": self._goal_s,

@@ -86,7 +86,7 @@ class Window:
         self.others: dict[str, dict[str, Histogram]] = {}
         self.slowest: list[tuple[int, int, Slow]] = []
 
-    def add(self, kind: str, durations_ns: dict[str, int], total_ns: int, regular: bool = True) -> None:
+    def add(self, kind: str, durations_ns: dict[str, int], total_ns: int, regular: bool) -> None:
         found = (self.stages if regular else self.others).setdefault(kind, {})
         for name, duration_ns in (*durations_ns.items(), (TOTAL, total_ns)):
             histogram = found.get(name)
@@ -170,19 +170,28 @@ class Spans:
 
     def applied(self, kind: str, ended_ns: int, durations_ns: dict[str, int], offset: int, length: int) -> None:
         """A secondary carried out what its peer asked."""
-        total_ns = sum(durations_ns.values())
-        self._turn(ended_ns)
-        self.window.add(kind, durations_ns, total_ns)
-        self._note_slow(kind, ended_ns, total_ns, True)
-        if self.window.keeps(total_ns):
-            self._keep(Slow(ended_ns, kind, offset, length, total_ns, durations_ns))
+        self._add(kind, ended_ns, durations_ns, sum(durations_ns.values()), offset, length)
 
-    def _note_slow(self, kind: str, ended_ns: int, total_ns: int, regular: bool) -> None:
+    def _add(
+        self,
+        kind: str,
+        ended_ns: int,
+        durations_ns: dict[str, int],
+        total_ns: int,
+        offset: int,
+        length: int,
+        regular: bool = True,
+    ) -> None:
+        """One whose stages are known."""
+        self._turn(ended_ns)
+        self.window.add(kind, durations_ns, total_ns, regular)
         if total_ns >= SLOW_LOOK_NS:
             looks = self._slow_looks.get(kind)
             if looks is None:
                 looks = self._slow_looks[kind] = deque(maxlen=SLOW_LOOKS_KEPT)
             looks.append((ended_ns, total_ns, regular))
+        if self.window.keeps(total_ns):
+            self._keep(Slow(ended_ns, kind, offset, length, total_ns, durations_ns))
 
     def _look(
         self, kind: str, ended_ns: int, total_ns: int, span: Span, offset: int, length: int, regular: bool = True
@@ -191,11 +200,7 @@ class Spans:
         durations_ns = stages_of(span.laps_ns, span.peer_ns)
         if len(self._free) < SPANS_KEPT:
             self._free.append(span)
-        self._turn(ended_ns)
-        self.window.add(kind, durations_ns, total_ns, regular)
-        self._note_slow(kind, ended_ns, total_ns, regular)
-        if self.window.keeps(total_ns):
-            self._keep(Slow(ended_ns, kind, offset, length, total_ns, durations_ns))
+        self._add(kind, ended_ns, durations_ns, total_ns, offset, length, regular)
         self._looks += 1
         if self._looks % RECKON_EVERY == 0:
             self._reckon()

@@ -88,8 +88,9 @@ def config_complete() -> None:
 def after_fork() -> None:
     faulthandler.enable()
     faulthandler.register(signal.SIGUSR1, all_threads=True, chain=False)
-    start_reaper(Runtime())
-    PROCESSOR.start()
+    runtime = Runtime()
+    start_reaper(runtime)
+    PROCESSOR.start(runtime)
     options = StartOptions(**{name: _parameters.get(name) == "1" for name in _SWITCHES})
     _lifetime.begin(Path(_parameters["dir"]), options, ClientSockets().cut, _wait_for_quit, _log_as)
 

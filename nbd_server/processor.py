@@ -5,13 +5,13 @@ Who asks why it was slow mostly asks when it is over. A look takes a fraction of
 
 import logging
 import os
-import threading
 import time
 from collections import deque
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from mirror.core.why_slow import BUSY_CORES, SCARCE_IDLE_PERCENT
+from mirror.runtime import Runtime
 
 log = logging.getLogger(__name__)
 
@@ -51,12 +51,10 @@ class Processor:
 
     def __init__(self) -> None:
         self._uses: deque[Use] = deque(maxlen=KEPT)
-        self._thread: threading.Thread | None = None
 
-    def start(self) -> None:
-        # Nobody waits for it: it holds nothing.
-        self._thread = threading.Thread(target=self._run, name="processor", daemon=True)
-        self._thread.start()
+    def start(self, runtime: Runtime) -> None:
+        """Raises OperatorError when the system gives no thread. Nobody waits for its end: it holds nothing."""
+        runtime.spawn("processor", self._run)
 
     def _run(self) -> None:
         former = None

@@ -94,17 +94,17 @@ def speed_of(note: Mapping[str, Any] | None) -> float | None:
     """Bytes a second that resyncs cover, by the note of the last one; None where none of some size was measured."""
     if note is None:
         return None
-    covered, seconds = _number(note.get("dirty_bytes")), _number(note.get("seconds"))
-    if covered >= RESYNC_BYTES_MIN and seconds >= _SECONDS_MIN:
-        return covered / seconds
-    return _number(note.get(_SPEED)) or None
+    own = _own_speed(note) if _number(note.get("dirty_bytes")) >= RESYNC_BYTES_MIN else None
+    return own or _number(note.get(_SPEED)) or None
 
 
 def rough_speed_of(note: Mapping[str, Any] | None) -> float | None:
     """The same for a forecast, which makes do with a small one that mostly began and ended."""
-    speed = speed_of(note)
-    if speed is not None or note is None:
-        return speed
+    return speed_of(note) or (None if note is None else _own_speed(note))
+
+
+def _own_speed(note: Mapping[str, Any]) -> float | None:
+    """That of the resync itself, whatever its size."""
     covered, seconds = _number(note.get("dirty_bytes")), _number(note.get("seconds"))
     return covered / seconds if covered and seconds >= _SECONDS_MIN else None
 

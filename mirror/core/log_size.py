@@ -132,6 +132,11 @@ class Look:
         return resync_s(self.slots, self.volume_extents, self.bytes_per_s) > GOAL_SLACK * self.goal_s
 
     @property
+    def holds_all(self) -> bool:
+        """The whole volume: no larger log misses less."""
+        return self.slots >= self.volume_extents
+
+    @property
     def missed(self) -> float:
         return self.misses(self.slots) or 0.0
 
@@ -160,7 +165,7 @@ TABLE: tuple[Row, ...] = (
         lambda look: min(look.best, look.slots_max),
     ),
     Row(lambda look: look.over_goal, "smallest", "no log is smaller, though the goal asks for it"),
-    Row(lambda look: look.slots >= look.volume_extents, "whole-volume", "it holds the whole volume"),
+    Row(lambda look: look.holds_all, "whole-volume", "it holds the whole volume"),
     Row(lambda look: look.misses(look.slots) is None, "unmeasured", "too few writes were measured"),
     Row(lambda look: look.missed < MISSES_WORTH, "fits", "what is written to fits into it"),
     Row(

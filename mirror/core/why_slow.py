@@ -138,16 +138,13 @@ def _durable_for_the_peer(facts: Facts, blame: Blame) -> bool:
 
 
 def _busy(facts: Facts, blame: Blame) -> bool:
-    # What hangs for long, or is to be durable, does not wait for a processor.
-    if blame.total_us >= OUTLIER_US or blame.kind in DURABLE:
-        return False
-    return _processors_explain(facts, blame, lambda use: use["own_cores"] >= BUSY_CORES)
+    # What hangs for long does not wait for a processor.
+    quick = blame.total_us < OUTLIER_US
+    return quick and _processors_explain(facts, blame, lambda use: use["own_cores"] >= BUSY_CORES)
 
 
 def _neighbours(facts: Facts, blame: Blame) -> bool:
     """Each that wants a core too may have a turn before, at each of the wake-ups of a request; not half of the time."""
-    if blame.kind in DURABLE:
-        return False
     # Who waits for a disk is woken once.
     one_turn = blame.scope.startswith(HALF) or blame.stage in (DISK, PEER_DISK)
 
@@ -159,7 +156,12 @@ def _neighbours(facts: Facts, blame: Blame) -> bool:
 
 
 def _processors_explain(facts: Facts, blame: Blame, explains: Callable[[Facts], bool]) -> bool:
-    """Whether that holds of how processors were used while these requests ran, or half of them."""
+    """Whether that holds of how processors were used while these requests ran, or half of them.
+
+    What is to be durable waits for a disk.
+    """
+    if blame.kind in DURABLE:
+        return False
     now = {**facts["processor"], "began_ago_s": NOW_S, "ended_ago_s": 0.0}
     uses = [use for use in (now, *facts["processor"]["before"]) if explains(use)]
     times = _when(facts, blame)

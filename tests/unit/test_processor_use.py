@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from mirror.runtime import Runtime
 from nbd_server import processor
 from nbd_server.processor import EVERY_S, Processor, Use
 
@@ -32,7 +33,7 @@ def test_one_that_computes_is_seen_afterwards() -> None:
     seen = Processor()
     assert set(seen.report()) == {"cores", "own_cores", "idle_percent", "runnable", "before"}
     assert seen.report()["before"] == []
-    seen.start()
+    seen.start(Runtime())
     latest = compute_until_seen(seen)[0]
     assert latest["began_ago_s"] > latest["ended_ago_s"] >= 0
     assert latest["runnable"] >= 1
@@ -51,6 +52,6 @@ def test_a_look_that_fails_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(processor, "_read", read)
     seen = Processor()
-    seen.start()
+    seen.start(Runtime())
     assert compute_until_seen(seen)
     assert len(failures) == 2
