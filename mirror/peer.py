@@ -49,7 +49,7 @@ REDIAL_FIRST_S = 0.1
 REDIAL_MAX_S = 1.0
 # A host that is there answers a connection within a round trip, one retransmission (1 s) included.
 DIAL_TIMEOUT_S = 2.0
-# A stop waits so long for the threads of the session that it ended.
+# A start that is refused waits so long for the threads of the session that it ended.
 STOP_PATIENCE_S = 0.5
 # A step of the handshake: a durable superblock and map page or two, on a busy disk.
 HANDSHAKE_STEP_TIMEOUT_S = 5.0
@@ -120,7 +120,7 @@ class Peer:
         self._parking = Parking(replica)
         self._threads: list[Thread] = []
         self._listener: Listener | None = None
-        self._manager: Thread | None = None
+        self._cleaner: Thread | None = None
         self._asked_by_operator = False
 
     # Life
@@ -128,14 +128,16 @@ class Peer:
     def start(self) -> None:
         """Listen and dial. Raises OperatorError when the address can't be listened at."""
         self._listener = Listener(self._runtime, self.settings.listen, self._on_stream, self._strangers.turned_away)
-        self._manager = self._runtime.spawn("peer", self._manage)
+        # Two: a host that is silent holds up whoever dials it, and a session can come from there and end meanwhile.
+        self._cleaner = self._runtime.spawn("clean-up", self._clean_up_after_each)
+        self._runtime.spawn("dial", self._dial_while_alone)
 
     def begin_stop(self) -> None:
         """No session begins any more; the present one goes on, so that goodbye can be said in it."""
         self._leaving = True
 
-    def stop(self) -> bool:
-        """End the session and every thread. False when something of it still works on the disk."""
+    def stop(self, patience_s: float = STOP_PATIENCE_S) -> bool:
+        """End the session and its threads. False when something of it still works on the disk after `patience_s`."""
         self.begin_stop()
         with self.changed:
             self._closing = True
@@ -143,9 +145,8 @@ class Peer:
         self.end("this replica stops")
         if self._listener is not None:
             self._listener.close()
-        if self._manager is not None:
-            # It ends with the session's threads; one that still dials a silent host needs not be waited for.
-            self._manager.join(STOP_PATIENCE_S)
+        if self._cleaner is not None:
+            self._cleaner.join(patience_s)
         return self.session is None
 
     def end(self, reason: str) -> None:
@@ -205,38 +206,45 @@ class Peer:
         self.reason = reason
         self.changed.notify_all()
 
-    def _manage(self) -> None:
-        """Body of the manager thread: dial while there is no session, clean up after one that ended."""
-        delay_s = 0.0
+    def _clean_up_after_each(self) -> None:
+        """Body of the thread that clears away what is left of each session that ended."""
         while True:
             with self.changed:
-                self._rest(delay_s)
-                self.changed.wait_for(lambda: self._closing or self._ended() or self._may_dial())
-                closing, ended = self._closing, self._ended()
-                self._redial_now = False
+                self.changed.wait_for(lambda: self._closing or self._ended())
+                ended = self._ended()
+                # A word to dial at once was for the time of that session.
+                self._redial_now = self._redial_now and not ended
             if ended:
-                delay_s = 0.0
                 self._clean_up()
-            elif closing:
-                # A handshake that was under way may still end in a session: nobody else would end it.
-                with self._handshake:
-                    if self.session is None:
-                        return
-                self.end("this replica stops")
-            elif self._dial():
-                delay_s = 0.0
-            else:
-                delay_s = min(REDIAL_MAX_S, max(REDIAL_FIRST_S, delay_s * 2)) * self._jitter()
+                continue
+            # A handshake that was under way may still end in a session: nobody else would end it.
+            with self._handshake:
+                if self.session is None:
+                    return
+            self.end("this replica stops")
 
-    def _rest(self, delay_s: float) -> None:
-        """Dial no sooner than this, nor than a plan that failed may be tried again; call with `changed` held."""
-        while not (self._closing or self._ended() or self._redial_now):
-            wait_s = max(delay_s, self.retry.left_s())
-            if not wait_s:
-                return
-            # Once more: the plan may have failed meanwhile, where the peer dialled.
-            delay_s = 0.0
-            self.changed.wait_for(lambda: self._closing or self._ended() or self._redial_now, wait_s)
+    def _dial_while_alone(self) -> None:
+        """Body of the thread that dials while there is no session."""
+        delay_s = 0.0
+        while self._wait_to_dial(delay_s):
+            later_s = min(REDIAL_MAX_S, max(REDIAL_FIRST_S, delay_s * 2)) * self._jitter()
+            delay_s = 0.0 if self._dial() else later_s
+
+    def _wait_to_dial(self, delay_s: float) -> bool:
+        """No sooner than this, nor than a plan that failed may be tried again. False when this side stops."""
+        now_s = self._runtime.now_s
+        due_s = now_s() + delay_s
+        with self.changed:
+            while not self._closing:
+                if not self._may_dial():
+                    self.changed.wait()
+                    continue
+                wait_s = max(due_s - now_s(), self.retry.left_s())
+                if self._redial_now or wait_s <= 0:
+                    self._redial_now = False
+                    return True
+                self.changed.wait(wait_s)
+            return False
 
     def _jitter(self) -> float:
         return 0.75 + self._runtime.random_number() % 1024 / 2048

@@ -122,10 +122,10 @@ def serve(directory: Path, primary: bool = False) -> Volume:
 def stop(volume: Volume) -> bool:
     """Stop it, and wait until the last session's sockets are closed: a stop itself does not wait so long."""
     clean = volume.stop(5.0)
-    manager = peer_of(volume)._manager
-    assert manager is not None
-    manager.join(PATIENCE_S)
-    assert not manager.is_alive()
+    cleaner = peer_of(volume)._cleaner
+    assert cleaner is not None
+    cleaner.join(PATIENCE_S)
+    assert not cleaner.is_alive()
     return clean
 
 

@@ -84,7 +84,7 @@ def apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.Fixtu
             may_meet.set()
             peer_of(dialler).redial()
 
-        yield Apart(first, second, meet, what_there_is(), "peer" if dialler is first else "greeting")
+        yield Apart(first, second, meet, what_there_is(), "dial" if dialler is first else "greeting")
 
 
 def refuse(monkeypatch: pytest.MonkeyPatch, apart: Apart, owner: Any, name: str, error: Exception, number: int) -> None:

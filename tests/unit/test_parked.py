@@ -573,9 +573,9 @@ def test_a_stop_does_not_take_the_files_away_from_what_is_parked(
         assert not second.stop(5.0)
         assert not second._replica.superblock.clean
         let_settle.set()
-        manager = peer_of(second)._manager
-        assert manager is not None
-        manager.join(PATIENCE_S)
+        cleaner = peer_of(second)._cleaner
+        assert cleaner is not None
+        cleaner.join(PATIENCE_S)
         assert second._replica.store.read(4096, 4096) == DATA
         let_go()
         thread.join(PATIENCE_S)
