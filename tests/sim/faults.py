@@ -367,7 +367,7 @@ FAULTS = (
     _fault(
         "what is left parked is applied without being dirty",
         ("mirror.parking:Parking.settle", "replica.persist_extents(", "set("),
-        events=("strike-parked", "slow-disk"),
+        events=("strike-settled", "strike-parked"),
         protocols="CCB",
     ),
     _fault(

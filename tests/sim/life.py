@@ -255,6 +255,9 @@ class Life:
     def _strike_late(self, _machine: Machine, _number: float) -> None:
         strikes.strike_late(self)
 
+    def _strike_settled(self, machine: Machine, number: float) -> None:
+        strikes.strike_settled(self, machine, number)
+
     def _strike_flush(self, machine: Machine, _number: float) -> None:
         strikes.strike_flush(self, machine)
 

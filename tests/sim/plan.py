@@ -73,7 +73,7 @@ EVENTS = {
     # Where it is asked for: much else can go wrong beside a flipped bit.
     "strike-suspect": 0,
     # What some planted faults need at one moment, which chance hardly brings about.
-    "strike-source": 0, "strike-late": 0, "strike-flush": 0,
+    "strike-source": 0, "strike-late": 0, "strike-flush": 0, "strike-settled": 0,
 }  # fmt: skip
 
 

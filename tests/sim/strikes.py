@@ -113,6 +113,34 @@ class _Late:
             self._life.queue.extendleft((ClientOperation("flush"), self._cold[-1]))
 
 
+def strike_settled(life: "Life", machine: Machine, number: float) -> None:
+    """As the next write has been parked there the session breaks and the primary loses power; once what is parked has
+    been applied, nbdkit is killed there too."""
+    held = life.truth.held[machine.name]
+
+    def part() -> None:
+        if life.healing:
+            return
+        for connection in life.world.links.live():
+            connection.reset()
+        life._power(life.world.other(machine), number)
+        look(times=100)
+
+    def look(times: int) -> None:
+        if life.healing or machine.volume is None:
+            return
+        if machine.volume._peer.session is None:
+            life._kill_nbdkit(machine, number)
+        elif times:
+            life.scheduler.at(LOOK_S, lambda: look(times - 1))
+
+    def strike() -> None:
+        held.on_parked = lambda: None
+        life.scheduler.at(0.0, part)
+
+    held.on_parked = strike
+
+
 def strike_flush(life: "Life", machine: Machine) -> None:
     """A flush takes long there; the client presses on cold extents, and on those that just give way without it."""
     served = _served_in_step(life)
