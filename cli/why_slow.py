@@ -105,11 +105,10 @@ def _beside(facts: dict[str, Any]) -> Iterator[tuple[str, str | Text]]:
     writes = facts["writes"]
     if writes["count"]:
         yield "all writes", f"{writes['count']}: " + ", ".join(f"{n} {time_text(writes[k])}" for n, k in COLUMNS)
-    processor = facts["processor"]
+    yield "processor", _use_text(facts["processor"])
     # An older server, still running, tells nothing of it.
-    busy_s = sum(one["began_ago_s"] - one["ended_ago_s"] for one in processor.get("before", ()))
-    text = f"{processor['own_cores']} cores used by this server, {processor['idle_percent']} % idle"
-    yield "processor", f"{text}; scarce for {busy_s:.0f} s of the last minutes" if busy_s else text
+    if facts.get("peer_processor"):
+        yield "the peer's", _use_text(facts["peer_processor"])
     yield "resync", resync_text(facts["resync"]) if facts["resync"] else "none runs"
     if facts["resync"] and facts["resync"]["limit"]:
         yield "resync rate", limit_text(facts["resync"]["limit"])
@@ -117,3 +116,10 @@ def _beside(facts: dict[str, Any]) -> Iterator[tuple[str, str | Text]]:
     if proof is not None and proof["state"] == "running":
         yield "proof", f"compares {size_text(proof['left_bytes'] or 0)} of what was written lately, at a bounded rate"
     yield "verify", verify_text(facts["verify"]) if facts["verify"] else "none runs"
+
+
+def _use_text(processor: dict[str, Any]) -> str:
+    # An older server, still running, tells nothing of before.
+    busy_s = sum(one["began_ago_s"] - one["ended_ago_s"] for one in processor.get("before", ()))
+    text = f"{processor['own_cores']} cores used by the server, {processor['idle_percent']} % idle"
+    return f"{text}; scarce for {busy_s:.0f} s of the last minutes" if busy_s else text

@@ -10,7 +10,9 @@ from collections import deque
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from mirror.core.errors import ProtocolError
 from mirror.core.why_slow import BUSY_CORES, SCARCE_IDLE_PERCENT
+from mirror.core.wire import words
 from mirror.runtime import Runtime
 
 log = logging.getLogger(__name__)
@@ -19,6 +21,10 @@ log = logging.getLogger(__name__)
 WATCH_S = 0.2
 # How often it is looked at by itself, and how many looks are kept: as long as spans tell of.
 EVERY_S, KEPT = 1.0, 240
+# What is said of a stretch of time, and when it was.
+SAID, AGES = ("own_cores", "idle_percent", "runnable"), ("began_ago_s", "ended_ago_s")
+# No count and no age that a peer says is as large.
+NUMBER_MAX = 1e9
 
 
 class _Reading(NamedTuple):
@@ -75,20 +81,52 @@ class Processor:
         first = _read()
         time.sleep(WATCH_S)
         now = _between(first, _read())
+        return self._told(now, now.ended_s)
+
+    def lately(self) -> dict[str, Any] | None:
+        """As `report`, but for its moment the last look that was taken by itself: nobody waits. None without one."""
+        uses, now_s = list(self._uses), time.perf_counter()
+        if not uses or now_s - uses[-1].ended_s > 2 * EVERY_S:
+            return None
+        return self._told(uses[-1], now_s)
+
+    def _told(self, last: Use, now_s: float) -> dict[str, Any]:
         before = [
             {
-                "began_ago_s": round(now.ended_s - one.began_s, 1),
-                "ended_ago_s": round(now.ended_s - one.ended_s, 1),
+                "began_ago_s": round(now_s - one.began_s, 1),
+                "ended_ago_s": round(now_s - one.ended_s, 1),
                 **_said(one),
             }
             for one in reversed(list(self._uses))
             if one.is_scarce
         ]
-        return {"cores": _cores(), **_said(now), "before": before}
+        return {"cores": _cores(), **_said(last), "before": before}
+
+
+def of_peer(told: object) -> dict[str, Any] | None:
+    """What a peer's `lately` says, as it came over the wire. Raises ProtocolError for what can't be that."""
+    if told is None:
+        return None
+    if not isinstance(told, dict) or not isinstance(before := told.get("before"), list) or len(before) > KEPT:
+        raise ProtocolError("no use of processors where one was due")
+    now = _numbers(told, "cores", *SAID)
+    if now["cores"] < 1:
+        raise ProtocolError("a use of processors where there are none")
+    return {**now, "before": [_numbers(one, *AGES, *SAID) for one in before]}
+
+
+def _numbers(told: object, *keys: str) -> dict[str, float]:
+    found = {}
+    for key in keys:
+        number: Any = told.get(key) if isinstance(told, dict) else None
+        if type(number) not in (int, float) or not 0 <= number < NUMBER_MAX:
+            raise ProtocolError(f"a use of processors whose {key} is {words(number)}")
+        found[key] = number
+    return found
 
 
 def _said(use: Use) -> dict[str, Any]:
-    return {"own_cores": use.own_cores, "idle_percent": use.idle_percent, "runnable": use.runnable}
+    return {key: getattr(use, key) for key in SAID}
 
 
 def _cores() -> int:

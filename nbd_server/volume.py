@@ -606,6 +606,8 @@ class Volume:
         operation = message.get("op")
         if operation == "are_you_there":
             return None
+        if operation == "processor":
+            return {"processor": slowness.PROCESSOR.lately()}
         if operation == "may_promote":
             self._let_peer_promote(session)
         elif operation == "take_over":

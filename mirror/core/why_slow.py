@@ -79,6 +79,8 @@ SCARCE_IDLE_PERCENT, TURNS_US = 5, 10_000.0
 # Of a request that nobody looked at, two halves are known: the stages that each may be.
 HALVES = {BEFORE: (RANGE, COLD), AFTER: (DISK, LINK, PEER_DISK)}
 GATE = "gate"
+# Whose processors: keys of the facts.
+OWN, PEERS = "processor", "peer_processor"
 # A scope's first words.
 HALF = "half of the"
 
@@ -137,33 +139,43 @@ def _durable_for_the_peer(facts: Facts, blame: Blame) -> bool:
     return _durable(facts, blame) and facts["role"] == "secondary"
 
 
-def _busy(facts: Facts, blame: Blame) -> bool:
-    # What hangs for long does not wait for a processor.
-    quick = blame.total_us < OUTLIER_US
-    return quick and _processors_explain(facts, blame, lambda use: use["own_cores"] >= BUSY_CORES)
+def _takes_a_core(whose: str) -> Callable[[Facts, Blame], bool]:
+    """That server has as much to do as its interpreter can; `whose` processor, by its key in the facts."""
+
+    def when(facts: Facts, blame: Blame) -> bool:
+        # What hangs for long does not wait for a processor.
+        quick = blame.total_us < OUTLIER_US
+        return quick and _processors_explain(facts, whose, blame, lambda use: use["own_cores"] >= BUSY_CORES)
+
+    return when
 
 
-def _neighbours(facts: Facts, blame: Blame) -> bool:
+def _has_neighbours(whose: str) -> Callable[[Facts, Blame], bool]:
     """Each that wants a core too may have a turn before, at each of the wake-ups of a request; not half of the time."""
-    # Who waits for a disk is woken once.
-    one_turn = blame.scope.startswith(HALF) or blame.stage in (DISK, PEER_DISK)
 
-    def explains(use: Facts) -> bool:
-        wanting = 1.0 if one_turn else max(1.0, use["runnable"] / facts["processor"]["cores"])
-        return bool(use["idle_percent"] <= SCARCE_IDLE_PERCENT and blame.total_us < TURNS_US * wanting)
+    def when(facts: Facts, blame: Blame) -> bool:
+        # Who waits for a disk is woken once.
+        one_turn = blame.scope.startswith(HALF) or blame.stage in (DISK, PEER_DISK)
 
-    return _processors_explain(facts, blame, explains)
+        def explains(use: Facts) -> bool:
+            wanting = 1.0 if one_turn else max(1.0, use["runnable"] / facts[whose]["cores"])
+            return bool(use["idle_percent"] <= SCARCE_IDLE_PERCENT and blame.total_us < TURNS_US * wanting)
+
+        return _processors_explain(facts, whose, blame, explains)
+
+    return when
 
 
-def _processors_explain(facts: Facts, blame: Blame, explains: Callable[[Facts], bool]) -> bool:
+def _processors_explain(facts: Facts, whose: str, blame: Blame, explains: Callable[[Facts], bool]) -> bool:
     """Whether that holds of how processors were used while these requests ran, or half of them.
 
     What is to be durable waits for a disk.
     """
-    if blame.kind in DURABLE:
+    processor = facts[whose]
+    if blame.kind in DURABLE or processor is None:
         return False
-    now = {**facts["processor"], "began_ago_s": NOW_S, "ended_ago_s": 0.0}
-    uses = [use for use in (now, *facts["processor"]["before"]) if explains(use)]
+    now = {**processor, "began_ago_s": NOW_S, "ended_ago_s": 0.0}
+    uses = [use for use in (now, *processor["before"]) if explains(use)]
     times = _when(facts, blame)
     met = sum(any(_met(use, *time) for use in uses) for time in times)
     return 2 * met >= len(times) > 0
@@ -259,17 +271,31 @@ CAUSES: tuple[Cause, ...] = (
     ),
     Cause(
         (RANGE, DISK, LINK, PEER_DISK, RECEIVE),
-        _busy,
+        _takes_a_core(OWN),
         "processor",
         "the processor is busy: this server takes all that one core has",
         "fewer and larger requests, or several volumes instead of one",
     ),
     Cause(
         (RANGE, DISK, LINK, PEER_DISK, RECEIVE),
-        _neighbours,
+        _has_neighbours(OWN),
         "processor",
         "the processors are busy: nothing of them is idle, so whoever is woken waits for a turn",
         "more cores or fewer busy neighbours: `top` on this node",
+    ),
+    Cause(
+        (LINK, PEER_DISK),
+        _takes_a_core(PEERS),
+        "peer-processor",
+        "the processor of the peer's node is busy: its server takes all that one core has",
+        "fewer and larger requests, or several volumes instead of one",
+    ),
+    Cause(
+        (LINK, PEER_DISK),
+        _has_neighbours(PEERS),
+        "peer-processor",
+        "the processors of the peer's node are busy: nothing of them is idle, so its server waits for turns",
+        "more cores or fewer busy neighbours there: `top` on the peer's node",
     ),
     Cause((RANGE, DISK, LINK, PEER_DISK), _resync, "resync", "a resync runs beside the clients", _RESYNC_HELPS),
     Cause(

@@ -49,6 +49,7 @@ from mirror.replica import Replica
 from mirror.runtime import Runtime
 from nbd_server import config
 from nbd_server.control import ControlServer
+from nbd_server.processor import NUMBER_MAX, SAID, of_peer
 from nbd_server.volume import StartOptions, Volume
 from tests.fuzz import corpus
 from tests.fuzz.mutation import mutate
@@ -595,6 +596,24 @@ def check_comparison(raw: bytes) -> None:
     assert set(replica().unproven.extents()) <= {0, 1}
 
 
+USES = [
+    b'{"processor": {"cores": 2, "own_cores": 0.25, "idle_percent": 3, "runnable": 7, "before": '
+    b'[{"began_ago_s": 9.5, "ended_ago_s": 8.5, "own_cores": 0.9, "idle_percent": 0, "runnable": 7}]}}',
+    b'{"processor": null}',
+]
+
+
+def check_use(raw: bytes) -> None:
+    """How its processors were used, says the peer."""
+    try:
+        found = of_peer(wire.decode_object(raw, "a message").get("processor"))
+    except ProtocolError:
+        return
+    if found is not None:
+        stretches = [{key: found[key] for key in ("cores", *SAID)}, *found["before"]]
+        assert all(0 <= number < NUMBER_MAX for one in stretches for number in one.values())
+
+
 # -- parked writes ----------------------------------------------------------------------------------------------------
 
 EPOCH = 7
@@ -689,6 +708,7 @@ _ROWS = (
     ("hello", make_hello, check_hello, 4 * MIB, 10_000, 50),
     ("control-message", make_control, check_control, 4 * MIB, 20_000, 50),
     ("comparison", lambda rng: mutate(rng, COMPARISONS), check_comparison, 4 * MIB, 100_000, 10),
+    ("use-of-processors", lambda rng: mutate(rng, USES), check_use, 4 * MIB, 50_000, 10),
     ("question", make_question, check_question, 4 * MIB, 20_000, 30),
     ("parked-slot", lambda rng: mutate(rng, SLOTS), check_slot, 256 * KIB, 1000, 10),
     ("parked-news", lambda rng: mutate(rng, NEWS), check_news, 64 * KIB, 1000, 10),

@@ -32,6 +32,7 @@ RECORDED: dict[str, dict[str, Any]] = {
             for kind, of_stages in found["stages"].items()
         },
         "processor": {"runnable": 1, "before": [], **found["processor"]},
+        "peer_processor": None,
     }
     for name, found in json.loads(Path(__file__).with_name("why_slow_facts.json").read_text()).items()
 }
@@ -54,6 +55,7 @@ def facts(kind: str = "write", **more: Any) -> dict[str, Any]:
         "oldest": None,
         "peer_silence": WELL,
         "processor": IDLE,
+        "peer_processor": None,
         "activity_log": LOG,
         "resync": None,
         "verify": None,
@@ -312,6 +314,23 @@ def test_single_requests_by_the_processors_of_their_second() -> None:
     assert answer(facts(slowest=[stall("link", 30.0, 80_000.0)], **many)).cause.name == "processor"
     assert answer(facts(slowest=[stall("link", 5.0, 80_000.0)], **many)).cause.name == "link"
     assert answer(facts(slowest=[stall("own_disk", 30.0, 80_000.0)], **many)).cause.name == "own-disk"
+
+
+def test_the_peer_waits_for_its_processors() -> None:
+    busy = scarce(40.0, 20.0)["processor"]
+    then = looks(30.0)
+    assert answer(hundredth(15_000.0, *then, peer_processor=IDLE)).cause.name == "link"
+    found = answer(hundredth(15_000.0, *then, peer_processor=busy))
+    assert found.cause.name == "peer-processor"
+    assert "`top` on the peer's node" in found.sentence
+    assert answer(hundredth(15_000.0, *looks(5.0), peer_processor=busy)).cause.name == "link"
+    # On one machine it is that of both.
+    assert answer(hundredth(15_000.0, *then, peer_processor=busy, processor=busy)).cause.name == "processor"
+    own = scarce(40.0, 20.0, own_cores=0.9, idle_percent=40)["processor"]
+    slow = {"write": looks(30.0, 31_000.0)}
+    assert answer(facts(peer_disk=31_000.0, slow_looks=slow, peer_processor=own)).cause.name == "peer-processor"
+    assert answer(facts(own_disk=31_000.0, slow_looks=slow, peer_processor=own)).cause.name == "own-disk"
+    assert answer(facts(peer_disk=31_000.0, kind="flush", peer_processor=own)).cause.name == "peer-flush"
 
 
 def test_no_larger_log_is_advised_where_this_one_holds_the_volume() -> None:
