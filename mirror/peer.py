@@ -49,7 +49,7 @@ REDIAL_FIRST_S = 0.1
 REDIAL_MAX_S = 1.0
 # A host that is there answers a connection within a round trip, one retransmission (1 s) included.
 DIAL_TIMEOUT_S = 2.0
-# A start that is refused waits so long for the threads of the session that it ended.
+# A stop waits so long at least for the threads of the session that it ended.
 STOP_PATIENCE_S = 0.5
 # A step of the handshake: a durable superblock and map page or two, on a busy disk.
 HANDSHAKE_STEP_TIMEOUT_S = 5.0
@@ -115,39 +115,49 @@ class Peer:
         self._closing = False
         self._leaving = False
         self._redial_now = False
+        # After this time it dials again.
+        self._redial_delay_s = 0.0
+        # Whose stream a handshake is under way on.
+        self._shaking: Stream | None = None
         self._receivers: list[Receiver] = []
         # Of the last session.
         self._parking = Parking(replica)
         self._threads: list[Thread] = []
         self._listener: Listener | None = None
         self._cleaner: Thread | None = None
+        self._dialler: Thread | None = None
         self._asked_by_operator = False
 
     # Life
 
     def start(self) -> None:
-        """Listen and dial. Raises OperatorError when the address can't be listened at."""
+        """Listen and dial. Raises OperatorError when the address can't be listened at, or there is no thread."""
         self._listener = Listener(self._runtime, self.settings.listen, self._on_stream, self._strangers.turned_away)
         # Two: a host that is silent holds up whoever dials it, and a session can come from there and end meanwhile.
         self._cleaner = self._runtime.spawn("clean-up", self._clean_up_after_each)
-        self._runtime.spawn("dial", self._dial_while_alone)
+        self._dialler = self._runtime.spawn("dial", self._dial_while_alone)
 
     def begin_stop(self) -> None:
         """No session begins any more; the present one goes on, so that goodbye can be said in it."""
         self._leaving = True
 
-    def stop(self, patience_s: float = STOP_PATIENCE_S) -> bool:
-        """End the session and its threads. False when something of it still works on the disk after `patience_s`."""
+    def stop(self, patience_s: float = 0.0) -> bool:
+        """End the session and a handshake. False when one of them may still work on the disk after `patience_s`."""
         self.begin_stop()
         with self.changed:
             self._closing = True
             self.changed.notify_all()
         self.end("this replica stops")
+        # One that begins from now on sees that this side stops.
+        shaking = self._shaking
+        if shaking is not None:
+            shaking.shutdown()
         if self._listener is not None:
             self._listener.close()
-        if self._cleaner is not None:
-            self._cleaner.join(patience_s)
-        return self.session is None
+        if self._cleaner is None:
+            return True
+        self._cleaner.join(max(STOP_PATIENCE_S, patience_s))
+        return not self._cleaner.is_alive()
 
     def end(self, reason: str) -> None:
         session = self.session
@@ -212,8 +222,10 @@ class Peer:
             with self.changed:
                 self.changed.wait_for(lambda: self._closing or self._ended())
                 ended = self._ended()
-                # A word to dial at once was for the time of that session.
-                self._redial_now = self._redial_now and not ended
+                if ended:
+                    # A word to dial at once was for the time of that session, a delay for the time before it.
+                    self._redial_now = False
+                    self._redial_delay_s = 0.0
             if ended:
                 self._clean_up()
                 continue
@@ -225,21 +237,23 @@ class Peer:
 
     def _dial_while_alone(self) -> None:
         """Body of the thread that dials while there is no session."""
-        delay_s = 0.0
-        while self._wait_to_dial(delay_s):
-            later_s = min(REDIAL_MAX_S, max(REDIAL_FIRST_S, delay_s * 2)) * self._jitter()
-            delay_s = 0.0 if self._dial() else later_s
+        while self._wait_to_dial():
+            if self._dial():
+                self._redial_delay_s = 0.0
+            else:
+                later_s = max(REDIAL_FIRST_S, self._redial_delay_s * 2)
+                self._redial_delay_s = min(REDIAL_MAX_S, later_s) * self._jitter()
 
-    def _wait_to_dial(self, delay_s: float) -> bool:
-        """No sooner than this, nor than a plan that failed may be tried again. False when this side stops."""
+    def _wait_to_dial(self) -> bool:
+        """No sooner than the delay says, nor than a plan that failed may be tried again. False when this side stops."""
         now_s = self._runtime.now_s
-        due_s = now_s() + delay_s
+        began_s = now_s()
         with self.changed:
             while not self._closing:
                 if not self._may_dial():
                     self.changed.wait()
                     continue
-                wait_s = max(due_s - now_s(), self.retry.left_s())
+                wait_s = max(began_s + self._redial_delay_s - now_s(), self.retry.left_s())
                 if self._redial_now or wait_s <= 0:
                     self._redial_now = False
                     return True
@@ -329,6 +343,7 @@ class Peer:
 
     def _dial(self) -> bool:
         """One attempt as the dialling side; True when it led to a session or a decision."""
+        failures = self.retry.backoff.failures
         try:
             stream = dial(self.settings.peer, DIAL_TIMEOUT_S)
             stream.set_timeout(HANDSHAKE_STEP_TIMEOUT_S)
@@ -337,15 +352,19 @@ class Peer:
         # Only now: reaching a peer that is gone may take seconds, and role changes wait for this lock.
         with self._handshake:
             self.attempts += 1
-            if self.session is not None or self._leaving or not self._wanted:
-                # Reaching the peer took its time: since then it came by itself, or the operator said disconnect.
-                stream.close()
-                return True
+            self._shaking = stream
             try:
+                if not self._may_dial() or self.retry.backoff.failures > failures:
+                    # Reaching the peer took its time: since then it came by itself, the operator said disconnect, or
+                    # what was agreed on with it failed.
+                    stream.close()
+                    return True
                 self._shake_hands_as_dialler(Conversation(stream, self._runtime.random_number()))
             except MirrorError as error:
                 stream.close()
                 return self._not_connected(error, stream.peer_address)
+            finally:
+                self._shaking = None
         return True
 
     def _shake_hands_as_dialler(self, talk: Conversation) -> None:
@@ -454,6 +473,7 @@ class Peer:
             talk.refuse("this replica is busy with another handshake")
             return
         try:
+            self._shaking = stream
             if self._stops():
                 talk.refuse("this replica stops")
                 return
@@ -471,6 +491,7 @@ class Peer:
             talk.refuse(str(error))
             self._not_connected(error, stream.peer_address)
         finally:
+            self._shaking = None
             self._handshake.release()
 
     def _hello_of_no_stranger(self, talk: Conversation, payload: bytes) -> Hello | None:
@@ -504,6 +525,8 @@ class Peer:
         if not self._handshake.acquire(timeout=0.05):
             return
         try:
+            if self._stops():
+                return
             mine = self.standing()
             self._note_outcome(generation.decide(mine, hello.theirs), mine, hello.theirs)
         except MirrorError as error:
@@ -600,6 +623,8 @@ class Peer:
                 raise PeerError(STILL_RUNNING)
             if not self._wanted:
                 raise Wait("this replica was disconnected by its operator during the handshake")
+            if self._stops():
+                raise Wait("this replica was stopped during the handshake")
             handshake.check_unchanged(replica, plan)
             if plan.outcome.action in handshake.SOURCE:
                 # Parts of suspects that a client wrote since the plan was made: their ranges are kept, see there.

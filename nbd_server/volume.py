@@ -22,7 +22,7 @@ from mirror.core.states import ConnectionState, DiskState, Refused, Role
 from mirror.handshake import TARGET, Refusal
 from mirror.log_sizer import LogSizer
 from mirror.opening import open_replica
-from mirror.peer import STOP_PATIENCE_S, Peer, Settings
+from mirror.peer import Peer, Settings
 from mirror.primary import Gate, Primary
 from mirror.replica import Replica
 from mirror.resize import OPERATIONS as RESIZE_OPERATIONS
@@ -719,7 +719,7 @@ class Volume:
             if session is not None and not session.ended and drained:
                 self._say_goodbye(session, was_primary)
             # What it still applies on a slow disk is waited for, and on one that hangs left to the start after this.
-            settled = self._peer.stop(max(STOP_PATIENCE_S, (deadline_s - self._runtime.now_s()) / 2))
+            settled = self._peer.stop((deadline_s - self._runtime.now_s()) / 2)
         if not drained:
             primary.drain(max(0.1, deadline_s - self._runtime.now_s()))
         clean = self._close(drained and locked, settled)

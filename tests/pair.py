@@ -122,10 +122,10 @@ def serve(directory: Path, primary: bool = False) -> Volume:
 def stop(volume: Volume) -> bool:
     """Stop it, and wait until the last session's sockets are closed: a stop itself does not wait so long."""
     clean = volume.stop(5.0)
-    cleaner = peer_of(volume)._cleaner
-    assert cleaner is not None
-    cleaner.join(PATIENCE_S)
-    assert not cleaner.is_alive()
+    for thread in (peer_of(volume)._cleaner, peer_of(volume)._dialler):
+        assert thread is not None
+        thread.join(PATIENCE_S)
+        assert not thread.is_alive()
     return clean
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from tests.sim.cluster import Machine  # isort: skip  the limits come before the product
 
 from mirror.core.limits import BLOCK_BYTES, EXTENT_BYTES
+from nbd_server.volume import Volume
 from tests.sim.disk import SECTOR_BYTES
 from tests.sim.plan import EXTENTS, ClientOperation
 
@@ -119,20 +120,21 @@ def strike_settled(life: "Life", machine: Machine, number: float) -> None:
     held = life.truth.held[machine.name]
 
     def part() -> None:
-        if life.healing:
+        volume = machine.volume
+        if life.healing or volume is None:
             return
         for connection in life.world.links.live():
             connection.reset()
         life._power(life.world.other(machine), number)
-        look(times=100)
+        look(volume, times=100)
 
-    def look(times: int) -> None:
-        if life.healing or machine.volume is None:
+    def look(volume: Volume, times: int) -> None:
+        if life.healing or machine.volume is not volume:
             return
-        if machine.volume._peer.session is None:
+        if volume._peer.session is None:
             life._kill_nbdkit(machine, number)
         elif times:
-            life.scheduler.at(LOOK_S, lambda: look(times - 1))
+            life.scheduler.at(LOOK_S, lambda: look(volume, times - 1))
 
     def strike() -> None:
         held.on_parked = lambda: None

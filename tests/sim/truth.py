@@ -31,7 +31,7 @@ PAGES_PER_EXTENT = EXTENT_BYTES // PAGE_BYTES
 # In place of a tag: a sector that no write left so.
 GARBAGE = -1
 # Threads that carry out clients' changes: here, from the peer, and what is parked, until the end of a session.
-CHANGING = ("worker", "apply", "resync-apply", "peer")
+CHANGING = ("worker", "apply", "resync-apply", "clean-up")
 # From the best to the worst.
 LOSSES = (Loss.NONE, Loss.UNFLUSHED, Loss.ANY)
 
