@@ -108,7 +108,7 @@ def _beside(facts: dict[str, Any]) -> Iterator[tuple[str, str | Text]]:
     yield "processor", _use_text(facts["processor"])
     # An older server, still running, tells nothing of it.
     if facts.get("peer_processor"):
-        yield "the peer's", _use_text(facts["peer_processor"])
+        yield "peer's processor", _use_text(facts["peer_processor"])
     yield "resync", resync_text(facts["resync"]) if facts["resync"] else "none runs"
     if facts["resync"] and facts["resync"]["limit"]:
         yield "resync rate", limit_text(facts["resync"]["limit"])

@@ -23,8 +23,8 @@ WATCH_S = 0.2
 EVERY_S, KEPT = 1.0, 240
 # What is said of a stretch of time, and when it was.
 SAID, AGES = ("own_cores", "idle_percent", "runnable"), ("began_ago_s", "ended_ago_s")
-# No count and no age that a peer says is as large.
-NUMBER_MAX = 1e9
+# No count and no age that a peer says is larger.
+NUMBER_MAX, MOST = 1_000_000, {"idle_percent": 100}
 
 
 class _Reading(NamedTuple):
@@ -109,17 +109,25 @@ def of_peer(told: object) -> dict[str, Any] | None:
         return None
     if not isinstance(told, dict) or not isinstance(before := told.get("before"), list) or len(before) > KEPT:
         raise ProtocolError("no use of processors where one was due")
-    now = _numbers(told, "cores", *SAID)
+    now = _checked(told, "cores", *SAID)
     if now["cores"] < 1:
         raise ProtocolError("a use of processors where there are none")
-    return {**now, "before": [_numbers(one, *AGES, *SAID) for one in before]}
+    return {**now, "before": [_stretch(one) for one in before]}
 
 
-def _numbers(told: object, *keys: str) -> dict[str, float]:
+def _stretch(told: object) -> dict[str, float]:
+    found = _checked(told, *AGES, *SAID)
+    if found["began_ago_s"] < found["ended_ago_s"]:
+        raise ProtocolError("a use of processors that ended before it began")
+    return found
+
+
+def _checked(told: object, *keys: str) -> dict[str, float]:
     found = {}
     for key in keys:
         number: Any = told.get(key) if isinstance(told, dict) else None
-        if type(number) not in (int, float) or not 0 <= number < NUMBER_MAX:
+        types = (int, float) if key.endswith("_s") or key == "own_cores" else (int,)
+        if type(number) not in types or not 0 <= number <= MOST.get(key, NUMBER_MAX):
             raise ProtocolError(f"a use of processors whose {key} is {words(number)}")
         found[key] = number
     return found

@@ -21,6 +21,7 @@ PEER_ANSWERS_S = 0.5
 def of_server(replica: Replica, primary: Primary, peer: Peer | None, status: dict[str, Any]) -> dict[str, Any]:
     """What docs/operations.md describes; `status` is the same server's."""
     processor = PROCESSOR.report()
+    peer_processor = _of_peer(replica, peer)
     now_ns = primary.trace.start()
     own = described(replica.under_way, now_ns)
     facts = {
@@ -34,7 +35,7 @@ def of_server(replica: Replica, primary: Primary, peer: Peer | None, status: dic
         "oldest": own[0] if own else None,
         "in_flight": len(own),
         "processor": processor,
-        "peer_processor": _of_peer(replica, peer),
+        "peer_processor": peer_processor,
         "activity_log": {
             **{key: status["activity_log"][key] for key in ("extents", "used", "miss_rate", "goal_s", "larger")},
             "holds_all": status["activity_log"]["extents"] * EXTENT_BYTES >= status["size"],

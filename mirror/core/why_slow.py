@@ -81,13 +81,11 @@ HALVES = {BEFORE: (RANGE, COLD), AFTER: (DISK, LINK, PEER_DISK)}
 GATE = "gate"
 # Whose processors: keys of the facts.
 OWN, PEERS = "processor", "peer_processor"
-# A scope's first words.
-HALF = "half of the"
 
 
 class Blame(NamedTuple):
     """`stage_us` of `total_us` of requests of this kind go there; `scope` says of which. `began_ago_s`, `ended_ago_s`:
-    of the slowest one, where it is about single ones."""
+    of the slowest one, where it is about single ones. `is_typical`: half of all take as long."""
 
     stage: str
     kind: str
@@ -96,6 +94,7 @@ class Blame(NamedTuple):
     total_us: float
     began_ago_s: float | None = None
     ended_ago_s: float | None = None
+    is_typical: bool = False
 
     @property
     def worst_us(self) -> float:
@@ -155,7 +154,7 @@ def _has_neighbours(whose: str) -> Callable[[Facts, Blame], bool]:
 
     def when(facts: Facts, blame: Blame) -> bool:
         # Who waits for a disk is woken once.
-        one_turn = blame.scope.startswith(HALF) or blame.stage in (DISK, PEER_DISK)
+        one_turn = blame.is_typical or blame.stage in (DISK, PEER_DISK)
 
         def explains(use: Facts) -> bool:
             wanting = 1.0 if one_turn else max(1.0, use["runnable"] / facts[whose]["cores"])
@@ -174,8 +173,9 @@ def _processors_explain(facts: Facts, whose: str, blame: Blame, explains: Callab
     processor = facts[whose]
     if blame.kind in DURABLE or processor is None:
         return False
-    now = {**processor, "began_ago_s": NOW_S, "ended_ago_s": 0.0}
-    uses = [use for use in (now, *processor["before"]) if explains(use)]
+    # The peer's is of its last look, which is among those before if it counts.
+    now = [{**processor, "began_ago_s": NOW_S, "ended_ago_s": 0.0}] if whose == OWN else []
+    uses = [use for use in (*now, *processor["before"]) if explains(use)]
     times = _when(facts, blame)
     met = sum(any(_met(use, *time) for use in uses) for time in times)
     return 2 * met >= len(times) > 0
@@ -283,20 +283,6 @@ CAUSES: tuple[Cause, ...] = (
         "the processors are busy: nothing of them is idle, so whoever is woken waits for a turn",
         "more cores or fewer busy neighbours: `top` on this node",
     ),
-    Cause(
-        (LINK, PEER_DISK),
-        _takes_a_core(PEERS),
-        "peer-processor",
-        "the processor of the peer's node is busy: its server takes all that one core has",
-        "fewer and larger requests, or several volumes instead of one",
-    ),
-    Cause(
-        (LINK, PEER_DISK),
-        _has_neighbours(PEERS),
-        "peer-processor",
-        "the processors of the peer's node are busy: nothing of them is idle, so its server waits for turns",
-        "more cores or fewer busy neighbours there: `top` on the peer's node",
-    ),
     Cause((RANGE, DISK, LINK, PEER_DISK), _resync, "resync", "a resync runs beside the clients", _RESYNC_HELPS),
     Cause(
         (RANGE, DISK, PEER_DISK),
@@ -311,6 +297,20 @@ CAUSES: tuple[Cause, ...] = (
         "proof",
         "what was written lately is compared with the peer, as after each handshake",
         "it ends by itself, within about a minute",
+    ),
+    Cause(
+        (LINK, PEER_DISK),
+        _takes_a_core(PEERS),
+        "peer-processor",
+        "the processor of the peer's node is busy: its server takes all that one core has",
+        "fewer and larger requests, or several volumes instead of one",
+    ),
+    Cause(
+        (LINK, PEER_DISK),
+        _has_neighbours(PEERS),
+        "peer-processor",
+        "the processors of the peer's node are busy: nothing of them is idle, so its server waits for turns",
+        "more cores or fewer busy neighbours there: `top` on the peer's node",
     ),
     Cause(
         (DISK,),
@@ -443,9 +443,8 @@ def _blames(facts: Facts) -> Iterator[Blame]:
     if oldest is not None and (age_us := (oldest["age_s"] or 0) * 1e6) >= OUTLIER_US:
         scope = f"a {oldest['kind']} waits now"
         yield Blame(oldest["waits_for"], oldest["kind"], scope, age_us, age_us, oldest["age_s"], 0.0)
-    half, hundredth = (
-        _of_many(facts, kinds, *which) for which in (("p50_us", HALF), ("p99_us", "one in a hundred of the"))
-    )
+    half = _of_many(facts, kinds, "p50_us", "half of the")
+    hundredth = _of_many(facts, kinds, "p99_us", "one in a hundred of the")
     single = _of_single_ones(facts, kinds)
     last = [hundredth, single]
     if single is not None and hundredth is not None and single.worst_us >= STALL_TIMES * hundredth.total_us:
@@ -466,7 +465,8 @@ def _of_many(facts: Facts, kinds: Sequence[str], percentile: str, scope: str) ->
         return None
     _, kind, total_us = max(found)
     stage = _worst(facts, kind, percentile)
-    return Blame(stage, kind, f"{scope} {PLURALS[kind]}", _figure(facts, kind, stage, percentile), total_us)
+    stage_us = _figure(facts, kind, stage, percentile)
+    return Blame(stage, kind, f"{scope} {PLURALS[kind]}", stage_us, total_us, is_typical=percentile == "p50_us")
 
 
 def _all_writes_are_quick(facts: Facts, percentile: str) -> bool:

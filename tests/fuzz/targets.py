@@ -611,7 +611,8 @@ def check_use(raw: bytes) -> None:
         return
     if found is not None:
         stretches = [{key: found[key] for key in ("cores", *SAID)}, *found["before"]]
-        assert all(0 <= number < NUMBER_MAX for one in stretches for number in one.values())
+        assert all(0 <= number <= NUMBER_MAX for one in stretches for number in one.values())
+        assert all(one["began_ago_s"] >= one["ended_ago_s"] for one in found["before"])
 
 
 # -- parked writes ----------------------------------------------------------------------------------------------------

@@ -71,8 +71,11 @@ TOLD: dict[str, Any] = {"cores": 2, **USE, "before": [{"began_ago_s": 9.5, "ende
     "told",
     [
         *("text", 7, [], {}, {**TOLD, "before": None}, {**TOLD, "before": TOLD["before"] * (KEPT + 1)}),
-        *({**TOLD, "before": [one]} for one in (None, 7, USE, {**TOLD["before"][0], "began_ago_s": "9.5"})),
-        *({**TOLD, "cores": cores} for cores in (0, -1, None, True, "2", 1e300, float("nan"), float("inf"))),
+        *({**TOLD, "before": [one]} for one in (None, 7, USE)),
+        *({**TOLD, "before": [{**TOLD["before"][0], "began_ago_s": began}]} for began in ("9.5", 8.4, -1, 1e300)),
+        *({**TOLD, "cores": cores} for cores in (0, -1, None, True, "2", 1.5, 10**7)),
+        *({**TOLD, "own_cores": cores} for cores in (None, True, 1e300, float("nan"), float("inf"))),
+        *({**TOLD, "idle_percent": percent} for percent in (-1, 101, 3.5)),
     ],
 )
 def test_what_a_peer_can_not_mean(told: Any) -> None:

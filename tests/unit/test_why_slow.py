@@ -9,7 +9,7 @@ import pytest
 from cli.why_slow import WORDS, page
 from mirror.core import stages
 from mirror.core.stages import AFTER, BEFORE, TOTAL
-from mirror.core.why_slow import CAUSES, HALVES, SLOW_US, answer, time_text
+from mirror.core.why_slow import CAUSES, HALVES, SLOW_US, Blame, answer, time_text
 
 LOG: dict[str, Any] = {
     "extents": 1024,
@@ -331,6 +331,11 @@ def test_the_peer_waits_for_its_processors() -> None:
     assert answer(facts(peer_disk=31_000.0, slow_looks=slow, peer_processor=own)).cause.name == "peer-processor"
     assert answer(facts(own_disk=31_000.0, slow_looks=slow, peer_processor=own)).cause.name == "own-disk"
     assert answer(facts(peer_disk=31_000.0, kind="flush", peer_processor=own)).cause.name == "peer-flush"
+    # Applying what a resync brings keeps a core busy.
+    resynced = facts(peer_disk=31_000.0, slow_looks=slow, peer_processor=own, resync={"limit": None})
+    assert answer(resynced).cause.name == "resync"
+    # Its last look is of a second that is over, and among those before if it was scarce.
+    assert answer(facts(link=3000.0, peer_processor={**IDLE, "idle_percent": 1})).cause.name == "link"
 
 
 def test_no_larger_log_is_advised_where_this_one_holds_the_volume() -> None:
@@ -346,7 +351,7 @@ def test_the_figure_is_of_the_requests_that_the_cause_explains() -> None:
     assert (found.blame.stage, found.blame.stage_us, found.blame.total_us) == ("link", 1.6e6, 1.6e6)
     # Each of several causes takes less of its requests than one that is in all of them.
     spread = [slow(90_000, own_disk=50_000, link=40_000), slow(90_000, peer_disk=50_000, link=40_000)]
-    assert answer(facts(slowest=spread)).blame == (
+    assert answer(facts(slowest=spread)).blame == Blame(
         "link", "write", "now and then", 40_000.0, 90_000.0, 0.09 + spread[0]["ago_s"], spread[0]["ago_s"]
     )  # fmt: skip
 
