@@ -23,8 +23,15 @@ WATCH_S = 0.2
 EVERY_S, KEPT = 1.0, 240
 # What is said of a stretch of time, and when it was.
 SAID, AGES = ("own_cores", "idle_percent", "runnable"), ("began_ago_s", "ended_ago_s")
-# No count and no age that a peer says is larger.
-NUMBER_MAX, MOST = 1_000_000, {"idle_percent": 100}
+# What a peer may say, from 0 to this; of those that a float stands at it need not be whole.
+NUMBER_MAX = 1_000_000
+LARGEST = {
+    "cores": NUMBER_MAX,
+    "own_cores": float(NUMBER_MAX),
+    "idle_percent": 100,
+    "runnable": NUMBER_MAX,
+    **dict.fromkeys(AGES, float(NUMBER_MAX)),
+}
 
 
 class _Reading(NamedTuple):
@@ -126,8 +133,8 @@ def _checked(told: object, *keys: str) -> dict[str, float]:
     found = {}
     for key in keys:
         number: Any = told.get(key) if isinstance(told, dict) else None
-        types = (int, float) if key.endswith("_s") or key == "own_cores" else (int,)
-        if type(number) not in types or not 0 <= number <= MOST.get(key, NUMBER_MAX):
+        largest = LARGEST[key]
+        if type(number) not in (int, type(largest)) or not 0 <= number <= largest:
             raise ProtocolError(f"a use of processors whose {key} is {words(number)}")
         found[key] = number
     return found

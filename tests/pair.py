@@ -5,7 +5,7 @@ For tests that must reach into a live session (a bit flipped in a queue), or tha
 
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -63,6 +63,16 @@ def session_of(volume: Volume) -> Session:
     return session
 
 
+def wait_until(condition: Callable[[], Any]) -> None:
+    """Look now and then: not all of it tells anybody."""
+    pause = threading.Event()
+    for _ in range(int(PATIENCE_S / 0.02)):
+        if condition():
+            return
+        pause.wait(0.02)
+    raise AssertionError("it does not come")
+
+
 def wait_in_step(volume: Volume) -> None:
     """Until there is a session, and both copies are known to be good."""
     peer = peer_of(volume)
@@ -89,11 +99,16 @@ def wait_ended(volume: Volume, session: Session) -> str:
     return session.reason
 
 
+def cut(volume: Volume) -> None:
+    """End its session; all that it did on this side is over, and noted."""
+    session = session_of(volume)
+    session.end("a cut, for the test")
+    wait_ended(volume, session)
+
+
 def cut_until_in_step(first: Volume, second: Volume) -> None:
     """End the session; the next one has its handshake, and the resync that follows from it."""
-    session = session_of(first)
-    session.end("a cut, for the test")
-    wait_ended(first, session)
+    cut(first)
     wait_in_step(first)
     wait_in_step(second)
 

@@ -2,8 +2,7 @@
 forgotten by it. And a stop waits for no peer that has fallen silent in a handshake."""
 
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +25,7 @@ from tests.pair import (
     session_of,
     stop,
     wait_ended,
+    wait_until,
 )
 
 Pair = tuple[Volume, Volume]
@@ -80,12 +80,6 @@ def replicas(tmp_path: Path, dialled: Dialled) -> Iterator[Pair]:
             dialled.answered.set()
 
 
-def wait_for(condition: Callable[[], Any]) -> None:
-    until_s = time.monotonic() + PATIENCE_S
-    while not condition():
-        assert time.monotonic() < until_s
-
-
 def test_a_session_ends_while_its_replica_dials(replicas: Pair, dialled: Dialled) -> None:
     """It is cleaned up at once: the next one can begin, and a stop is in order."""
     first, second = replicas
@@ -112,7 +106,7 @@ def test_what_failed_while_it_dialled_is_not_tried_at_once(
     wait_ended(second, session)
     dialled.leads_to = peer_of(first).settings.listen
     dialled.answered.set()
-    wait_for(lambda: dialled.stream is not None and dialled.stream.fileno() < 0)
+    wait_until(lambda: dialled.stream is not None and dialled.stream.fileno() < 0)
     assert not shaken
     assert dialled.attempts == 1
 
@@ -123,7 +117,7 @@ def test_after_a_session_it_dials_at_once(replicas: Pair, dialled: Dialled, monk
     monkeypatch.setattr(peer, "REDIAL_FIRST_S", 3600.0)
     monkeypatch.setattr(peer, "REDIAL_MAX_S", 3600.0)
     dialled.answered.set()
-    wait_for(lambda: peer_of(second)._redial_delay_s > 1000.0)
+    wait_until(lambda: peer_of(second)._redial_delay_s > 1000.0)
     monkeypatch.setattr(peer_of(first), "_may_dial", lambda: False)
     session_of(second).end("a cut, for the test")
     dialled.wait_attempts(2)

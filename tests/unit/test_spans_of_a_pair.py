@@ -18,7 +18,7 @@ from mirror.primary import Gate
 from mirror.running import described
 from mirror.spans import BURST_WRITES
 from nbd_server.volume import Volume
-from tests.pair import PATIENCE_S, pair, session_of, wait_ended
+from tests.pair import PATIENCE_S, cut, pair
 
 DATA = memoryview(b"\x5a" * 4096)
 
@@ -48,9 +48,7 @@ def test_each_stage_has_its_time(tmp_path: Path, protocol: str) -> None:
         assert own["stages"][WRITE][DISK]["p50_us"] > 0
         assert (own["stages"][WRITE][PEER_DISK]["p50_us"] > 1) == (protocol == "C"), "others do not wait for it"
         assert own["stages"][DURABLE_WRITE][PEER_DISK]["p50_us"] > 1
-        session = session_of(second)
-        session.end("a cut, for the test")
-        wait_ended(second, session)
+        cut(second)
         assert report(second)["stages"][APPLY][DISK]["p50_us"] > 0
 
 
@@ -62,9 +60,7 @@ def test_a_flush_of_the_mirrors_own_is_no_clients(tmp_path: Path) -> None:
         first.write(memoryview(bytes(4096)), 0, False)
         first.flush()
         # It answers before it notes: all is noted once its threads have ended.
-        session = session_of(second)
-        session.end("a cut, for the test")
-        wait_ended(second, session)
+        cut(second)
         noted = report(second)["stages"]
         assert APPLY in noted
         assert noted[APPLY_FLUSH][TOTAL]["count"] == 1

@@ -3,7 +3,6 @@
 import errno
 import random
 import threading
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,6 @@ from nbd_server.config import load
 from nbd_server.status import iso_time
 from nbd_server.volume import Volume
 from tests.pair import (
-    PATIENCE_S,
     SIZE_BYTES,
     cut_until_in_step,
     pair,
@@ -28,20 +26,11 @@ from tests.pair import (
     session_of,
     wait_ended,
     wait_in_step,
+    wait_until,
 )
 
 BLOCK = bytes(range(256)) * 16
 OTHER = BLOCK[::-1]
-
-
-def wait_until(condition: Callable[[], Any]) -> None:
-    """Look now and then: not all of it tells anybody."""
-    pause = threading.Event()
-    for _ in range(int(PATIENCE_S / 0.02)):
-        if condition():
-            return
-        pause.wait(0.02)
-    raise AssertionError("it does not come")
 
 
 def verify(volume: Volume, **wish: Any) -> dict[str, Any]:
